@@ -1,0 +1,104 @@
+"""Real parts for the tests: an embedded ClickHouse of their own, on a free port, with the schema applied."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clickhouse_connect.driver.client import Client
+
+from warehouse.connection import connect
+from warehouse.schema import apply_schema
+from warehouse.settings import PROJECT_DIR, Settings
+
+SHARED_DATA = PROJECT_DIR.parent / "shared" / "data"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class EmbeddedServer:
+    """An embedded ClickHouse that a test can kill and start again on the same data."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self.environ = environ
+        self.settings = Settings.from_env(environ)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, timeout: float = 60) -> None:
+        """Start it and wait until it answers; `timeout` in seconds."""
+        self.process = subprocess.Popen([sys.executable, "-m", "warehouse.embedded"], env=self.environ, cwd=PROJECT_DIR)
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                connect(self.settings).close()
+                return
+            except Exception:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        assert self.process
+        self.process.send_signal(number)
+        self.process.wait(60)
+
+
+def environment(data_dir: Path) -> dict[str, str]:
+    """The environment of a project of its own: its data under `data_dir`, every port free."""
+    taken = ("CLICKHOUSE_", "LANDING_", "API_", "DAGSTER_", "KAFKA_", "ADMIN_TOKEN", "DATA_DIR")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(taken)}
+    return inherited | {
+        "DATA_DIR": str(data_dir),
+        "CLICKHOUSE_PORT": str(free_port()),
+        "API_PORT": str(free_port()),
+        "DAGSTER_PORT": str(free_port()),
+        "DAGSTER_HOME": str(data_dir / "dagster"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """The session's embedded ClickHouse; tests that kill a server start one of their own."""
+    server = EmbeddedServer(environment(tmp_path_factory.mktemp("warehouse")))
+    server.start()
+    apply_schema(server.settings)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def settings(server: EmbeddedServer) -> Settings:
+    """Settings of the session's embedded ClickHouse."""
+    return server.settings
+
+
+@pytest.fixture(scope="session")
+def client(settings: Settings) -> Client:
+    """A client of the session's embedded ClickHouse with the project's own rights."""
+    return connect(settings)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real events and recorded requests that nobody of the project wrote."""
+    if not SHARED_DATA.is_dir():
+        pytest.fail(f"{SHARED_DATA} is not there: tests on real events cannot run without it.")
+    return SHARED_DATA
+
+
+def pytest_report_header() -> str:
+    from chdb import __version__ as chdb_version
+
+    return f"embedded ClickHouse: chdb-core {chdb_version}"

@@ -1,0 +1,1 @@
+"""ClickHouse and the landing folder: what orchestration and serving share."""

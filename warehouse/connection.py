@@ -1,0 +1,61 @@
+"""Connections to ClickHouse."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+
+from warehouse.settings import Settings
+
+
+def connect(settings: Settings, *, as_serve_user: bool = False, **options: Any) -> Client:
+    """A client of ClickHouse's HTTP interface, safe to share between threads.
+
+    Args:
+        settings: where the server is.
+        as_serve_user: connect with the rights of the API instead of the project's own.
+        options: further arguments of ``clickhouse_connect.get_client``.
+
+    Raises:
+        clickhouse_connect.driver.exceptions.OperationalError: the server does not answer.
+    """
+    return clickhouse_connect.get_client(
+        host=settings.clickhouse_host,
+        port=settings.clickhouse_port,
+        username=settings.serve_user if as_serve_user else settings.clickhouse_user,
+        password=serve_password(settings) if as_serve_user else settings.clickhouse_password,
+        secure=settings.clickhouse_secure,
+        # A session would serialise the threads that share the client.
+        autogenerate_session_id=False,
+        **options,
+    )
+
+
+def serve_password(settings: Settings) -> str:
+    """The password of the API's database user: random, made once, kept in ``DATA_DIR`` with mode 0600."""
+    return stored_secret(settings.data_dir / "serve_password")
+
+
+def admin_token(settings: Settings) -> str:
+    """``ADMIN_TOKEN``, or one that was made at random once and is kept in ``DATA_DIR`` with mode 0600."""
+    return settings.admin_token or stored_secret(settings.data_dir / "admin_token")
+
+
+def stored_secret(path: Path) -> str:
+    """The secret kept in a file, made at random when there is none yet; safe when several processes ask at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    if not path.exists():
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_urlsafe(32))
+        try:
+            path.hardlink_to(draft)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_text()

@@ -1,0 +1,151 @@
+"""The embedded ClickHouse server: ``python -m warehouse.embedded`` runs it until SIGTERM or SIGINT.
+
+The engine in the wheel ``chdb-core`` is a whole ClickHouse. Its local-server entry opens the real HTTP interface when
+it is told to (``SYSTEM START LISTEN``) and serves it for as long as the query that follows runs. The entry point is
+private: ``tests/test_embedded.py`` fails loudly if it moves.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from xml.etree import ElementTree
+
+from warehouse.connection import serve_password
+from warehouse.schema import serve_grants
+from warehouse.settings import Settings, SettingsError
+
+# The server answers clients only in this format: with another, clickhouse-connect cannot read its version.
+FORMAT = "TabSeparated"
+SERVE_UNTIL_KILLED = (
+    "SYSTEM START LISTEN HTTP; SELECT sleepEachRow(1) FROM system.numbers "
+    "SETTINGS max_block_size = 1, function_sleep_max_microseconds_per_block = 0 FORMAT Null"
+)
+
+
+class EmbeddedServerError(Exception):
+    """The embedded server cannot start; the message says why in one sentence."""
+
+
+def write_configuration(settings: Settings, directory: Path) -> None:
+    """Write ``clickhouse-local.xml`` and ``users.xml``: ports, users and their rights, logs."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_xml(
+        directory / "clickhouse-local.xml",
+        "clickhouse",
+        {
+            "logger": {"level": "warning", "log": str(directory / "server.log"), "size": "10M", "count": "3"},
+            "listen_host": "127.0.0.1",
+            "http_port": str(settings.clickhouse_port),
+            "users_config": "users.xml",
+            "query_log": {
+                "database": "system",
+                "table": "query_log",
+                "ttl": "event_date + interval 7 day",
+                "flush_interval_milliseconds": "1000",
+            },
+            # Leaves room for the API, Dagster and dbt on the same machine.
+            "max_server_memory_usage_to_ram_ratio": "0.6",
+            "timezone": "UTC",
+        },
+    )
+    local_only = {"ip": "127.0.0.1"}
+    _write_xml(
+        directory / "users.xml",
+        "clickhouse",
+        {
+            "profiles": {"default": {}},
+            "quotas": {"default": {}},
+            "users": {
+                settings.clickhouse_user: {
+                    "password_sha256_hex": _sha256(settings.clickhouse_password),
+                    "networks": local_only,
+                },
+                settings.serve_user: {
+                    "password_sha256_hex": _sha256(serve_password(settings)),
+                    "networks": local_only,
+                    "grants": {"query": [f"GRANT {grant}" for grant in serve_grants(settings)]},
+                },
+            },
+        },
+    )
+
+
+def run(settings: Settings) -> None:
+    """Serve ClickHouse on ``127.0.0.1:CLICKHOUSE_PORT`` until SIGTERM or SIGINT, then let it finish its writes.
+
+    Raises:
+        EmbeddedServerError: the port is taken, another copy uses the data folder, or the engine could not start.
+    """
+    directory = settings.data_dir / "clickhouse"
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = (directory / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise EmbeddedServerError(
+            f"The data folder {settings.data_dir} is in use by another copy; stop it or set DATA_DIR to another folder."
+        ) from None
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", settings.clickhouse_port))
+        except OSError:
+            raise EmbeddedServerError(
+                f"Port {settings.clickhouse_port} on 127.0.0.1 is taken; set CLICKHOUSE_PORT to a free one."
+            ) from None
+    write_configuration(settings, directory)
+    os.chdir(directory)  # the engine reads clickhouse-local.xml from its working directory
+
+    from chdb import _chdb  # loads 500 MB of engine: only in this process
+
+    ended = threading.Event()
+    failure: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            _chdb.query(SERVE_UNTIL_KILLED, FORMAT, path=str(directory / "store"))
+        except BaseException as error:
+            failure.append(error)
+        ended.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    threading.Thread(target=serve, daemon=True).start()
+    ended.wait()
+    if failure:
+        raise EmbeddedServerError(f"The embedded ClickHouse ended: {failure[0]}") from failure[0]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write_xml(path: Path, tag: str, content: dict) -> None:
+    element = _element(tag, content)
+    ElementTree.indent(element)
+    path.touch(mode=0o600)
+    ElementTree.ElementTree(element).write(path, encoding="utf-8")
+
+
+def _element(tag: str, content: object) -> ElementTree.Element:
+    element = ElementTree.Element(tag)
+    if isinstance(content, dict):
+        for name, value in content.items():
+            element.extend(_element(name, item) for item in (value if isinstance(value, list) else [value]))
+    else:
+        element.text = str(content)
+    return element
+
+
+if __name__ == "__main__":
+    try:
+        run(Settings.from_env())
+    except (EmbeddedServerError, SettingsError) as error:
+        sys.exit(str(error))

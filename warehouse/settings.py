@@ -1,0 +1,96 @@
+"""Where everything is and how to connect to it: the environment's variables, read in one place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROJECT_DIR = Path(__file__).resolve().parents[1]
+
+
+class SettingsError(Exception):
+    """A variable that cannot be used; the message names it, what it holds and what it takes."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of the project; the README lists the variables.
+
+    Attributes:
+        embedded: True when no ``CLICKHOUSE_HOST`` is set and the project runs its own server.
+        landing_url: a local path or any fsspec URL.
+    """
+
+    clickhouse_host: str
+    clickhouse_port: int
+    clickhouse_user: str
+    clickhouse_password: str = field(repr=False)
+    clickhouse_secure: bool
+    database: str
+    embedded: bool
+    data_dir: Path
+    landing_url: str
+    api_host: str
+    api_port: int
+    dagster_port: int
+    admin_token: str = field(repr=False)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Read the variables of the README's table.
+
+        Raises:
+            SettingsError: a value that is not what its variable takes.
+        """
+        host = environ.get("CLICKHOUSE_HOST", "")
+        data_dir = Path(environ.get("DATA_DIR") or PROJECT_DIR / "data").expanduser().resolve()
+        return cls(
+            clickhouse_host=host or "127.0.0.1",
+            clickhouse_port=_port(environ, "CLICKHOUSE_PORT", 8123),
+            clickhouse_user=environ.get("CLICKHOUSE_USER") or "default",
+            clickhouse_password=environ.get("CLICKHOUSE_PASSWORD", ""),
+            clickhouse_secure=_boolean(environ, "CLICKHOUSE_SECURE"),
+            database=_identifier(environ, "CLICKHOUSE_DATABASE", "analytics"),
+            embedded=not host,
+            data_dir=data_dir,
+            landing_url=environ.get("LANDING_URL") or str(data_dir / "landing"),
+            api_host=environ.get("API_HOST") or "127.0.0.1",
+            api_port=_port(environ, "API_PORT", 8000),
+            dagster_port=_port(environ, "DAGSTER_PORT", 3000),
+            admin_token=environ.get("ADMIN_TOKEN", ""),
+        )
+
+    @property
+    def api_database(self) -> str:
+        """The database that holds the endpoint views, and nothing else."""
+        return f"{self.database}_api"
+
+    @property
+    def serve_user(self) -> str:
+        """The database user of the API: may insert into landing and read the endpoint views."""
+        return f"{self.database}_serve"
+
+
+def _port(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name) or str(default)
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise SettingsError(f"{name} is {text!r}; it takes a port number from 1 to 65535.")
+    return int(text)
+
+
+def _boolean(environ: Mapping[str, str], name: str) -> bool:
+    text = environ.get(name, "").strip().lower()
+    if text in ("1", "true", "yes", "on"):
+        return True
+    if text in ("", "0", "false", "no", "off"):
+        return False
+    raise SettingsError(f"{name} is {text!r}; it takes true or false.")
+
+
+def _identifier(environ: Mapping[str, str], name: str, default: str) -> str:
+    text = environ.get(name) or default
+    if not (text.isascii() and text.isidentifier()):
+        raise SettingsError(f"{name} is {text!r}; it takes letters, digits and underscores, not starting with a digit.")
+    return text
