@@ -15,12 +15,15 @@ create table if not exists {database}.app_events
     import_id String comment 'Import that brought the row; see imports' codec(ZSTD(1)),
     line_number UInt64 comment 'Line of the import that held the event, from 1' codec(Delta, ZSTD(1)),
     inserted_at DateTime64(3, 'UTC') default now64(3, 'UTC') comment 'When the row was inserted, in UTC' codec(Delta, ZSTD(1)),
+    content_hash UInt64 alias cityHash64(
+        event_id, user_id, event_type, event_time, app_version, device_type, os_version, country, properties, session_id
+    ) comment 'Hash of the columns of the event',
     projection content_by_hour
     (
         select
             toStartOfHour(event_time),
             count(),
-            sum(cityHash64(event_id, user_id, event_type, event_time, app_version, device_type, os_version, country, properties, session_id))
+            sum(content_hash)
         group by toStartOfHour(event_time)
     )
 )

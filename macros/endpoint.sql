@@ -1,0 +1,72 @@
+{#-
+    An endpoint: a parameterised view that the API serves. Its comment carries the words of the model's YAML, so the
+    deployed database is the catalogue; its columns must be those of the YAML. Created and documented in one statement.
+-#}
+{% materialization endpoint, adapter='clickhouse' %}
+    {%- set target_relation = this.incorporate(type='view') -%}
+    {%- set documentation = {
+        'description': model.description,
+        'parameters': model.config.meta.get('parameters', {}),
+        'columns': endpoint_columns(),
+    } -%}
+
+    {{ run_hooks(pre_hooks) }}
+    {% call statement('main') -%}
+        create or replace view {{ target_relation }}
+        definer = current_user sql security definer
+        as
+        {{ sql }}
+        comment {{ string_literal(tojson(documentation)) }}
+    {%- endcall %}
+    {% do assert_endpoint_contract(target_relation) %}
+    {{ run_hooks(post_hooks) }}
+
+    {{ return({'relations': [target_relation]}) }}
+{% endmaterialization %}
+
+{% macro endpoint_columns() %}
+    {%- set columns = {} -%}
+    {%- for name, column in model.columns.items() -%}
+        {%- do columns.update({name: {'type': column.data_type, 'description': column.description}}) -%}
+    {%- endfor -%}
+    {{ return(columns) }}
+{% endmacro %}
+
+{% macro string_literal(text) -%}
+'{{ text | replace("\\", "\\\\") | replace("'", "\\'") }}'
+{%- endmacro %}
+
+{% macro assert_endpoint_contract(relation) %}
+{#- Fails the model when a parameter lacks its words, or when the answer's columns are not those of the YAML. -#}
+    {%- set parameters = run_query(
+        "select p.name, p.type from system.tables array join parameterized_view_parameters as p "
+        ~ "where database = '" ~ relation.schema ~ "' and name = '" ~ relation.identifier ~ "'"
+    ) -%}
+    {%- set documented = model.config.meta.get('parameters', {}) -%}
+    {%- set arguments = [] -%}
+    {%- for name, type in parameters.rows -%}
+        {%- if not documented.get(name, {}).get('description') -%}
+            {%- do exceptions.raise_compiler_error(
+                "Endpoint " ~ model.name ~ ": parameter " ~ name
+                ~ " has no description; add it under config.meta.parameters in the YAML."
+            ) -%}
+        {%- endif -%}
+        {%- set any_value = "NULL" if type.startswith("Nullable") else "'[]'" if type.startswith("Array")
+            else "'1970-01-01'" if "Date" in type else "'0'" -%}
+        {%- do arguments.append(name ~ " = " ~ any_value) -%}
+    {%- endfor -%}
+    {%- set answer = run_query("describe table " ~ relation ~ "(" ~ arguments | join(", ") ~ ")") -%}
+    {%- set found = {} -%}
+    {%- for row in answer.rows -%}
+        {%- do found.update({row[0]: row[1]}) -%}
+    {%- endfor -%}
+    {%- set declared = {} -%}
+    {%- for name, column in model.columns.items() -%}
+        {%- do declared.update({name: column.data_type}) -%}
+    {%- endfor -%}
+    {%- if found != declared -%}
+        {%- do exceptions.raise_compiler_error(
+            "Endpoint " ~ model.name ~ " answers with the columns " ~ found ~ ", its YAML declares " ~ declared ~ "."
+        ) -%}
+    {%- endif -%}
+{% endmacro %}

@@ -1,0 +1,43 @@
+{% macro property_pairs(properties) %}
+{#-
+    The (key, value) pairs that a `properties` text holds, as Array(Tuple(String, String)).
+
+    {"key": "screen", "value": "home"}      (screen, home): the tutorial's shape
+    {"screen": "product", "value": 834}     (screen, product), (value, 834): any other object, a pair for each member
+    {"a": {"b": [1, 2], "c": null}}         (a.b, [1,2]), (a.c, ''): nested by dotted path, arrays as JSON, null as empty
+    anything that holds no object           none
+
+    Objects nested more than 32 deep stay JSON text.
+-#}
+{%- set members = "JSONExtractKeysAndValuesRaw(" ~ properties ~ ")" -%}
+if(
+    JSONHas({{ properties }}, 'key') and JSONHas({{ properties }}, 'value') and JSONLength({{ properties }}) = 2
+    and JSONType({{ properties }}, 'key') = 'String' and JSONType({{ properties }}, 'value') not in ('Object', 'Array'),
+    [(JSONExtractString({{ properties }}, 'key'), {{ property_text("JSONExtractRaw(" ~ properties ~ ", 'value')") }})],
+    arrayMap(
+        member -> (member.1, {{ property_text('member.2') }}),
+        arrayFold(
+            (found, depth) -> arrayFlatten(
+                arrayMap(
+                    member -> if(
+                        startsWith(member.2, '{') and member.2 != '{}',
+                        arrayMap(
+                            inner -> (concat(member.1, '.', inner.1), inner.2),
+                            JSONExtractKeysAndValuesRaw(member.2)
+                        ),
+                        [member]
+                    ),
+                    found
+                )
+            ),
+            range(least(32, toUInt64(greatest(1, countSubstrings({{ properties }}, '{')) - 1))),
+            {{ members }}
+        )
+    )
+)
+{%- endmacro %}
+
+{% macro property_text(raw) -%}
+{#- The text of a JSON value: strings without their quotes, null as empty, everything else as it is written. -#}
+multiIf(startsWith({{ raw }}, '"'), JSONExtractString({{ raw }}), {{ raw }} = 'null', '', {{ raw }})
+{%- endmacro %}

@@ -1,0 +1,58 @@
+with
+    {{ periods(ref('sessions_hourly'), ref('daily_sessions')) }},
+
+    days_finished as
+    (
+        select
+            day,
+            count.total_sessions as total_sessions,
+            count.total_users as total_users
+        from {{ ref('daily_sessions') }} final
+        array join counts as count
+        where
+            day in periods.days
+            and count.country is not distinct from {{ requested('country') }}
+            and count.device_type is not distinct from {{ requested('device_type') }}
+    ),
+
+    sessions_seen as
+    (
+        select
+            toDate(hour) as day,
+            session.country as country,
+            session.device_type as device_type,
+            session.session_key as session_key,
+            session.user_key as user_key
+        from {{ ref('sessions_hourly') }} final
+        array join sessions as session
+        where hour in periods.hours
+
+        union all
+
+        select
+            toDate(event_time) as day,
+            country,
+            device_type,
+            {{ exact_key('session_id') }} as session_key,
+            {{ exact_key('user_id') }} as user_key
+        from {{ events_of_periods() }}
+    ),
+
+    days_counted as
+    (
+        select
+            day,
+            uniqExact(session_key) as total_sessions,
+            uniqExact(user_key) as total_users
+        from sessions_seen
+        where {{ matches('country') }} and {{ matches('device_type') }}
+        group by day
+    )
+
+select
+    day,
+    total_sessions,
+    total_users,
+    total_sessions / total_users as sessions_per_user
+from (select * from days_finished union all select * from days_counted)
+order by day desc
