@@ -17,43 +17,61 @@
         select
             cast(
                 (
-                    groupArrayIf(day, day_is_fresh),
-                    groupArrayArrayIf(hours_fresh, not day_is_fresh),
-                    groupArrayArrayIf(hours_distinct, not day_is_fresh),
-                    groupArrayArrayIf(hours_unchecked, not day_is_fresh)
+                    groupArrayIf(day, is_fresh),
+                    groupArrayArrayIf(hours, not is_fresh),
+                    groupArrayArrayIf(hours_distinct, not is_fresh),
+                    groupArrayArrayIf(hours_unchecked, not is_fresh)
                 ),
-                'Tuple(days Array(Date), hours Array(DateTime(\'UTC\')), distinct Array(DateTime(\'UTC\')), unchecked Array(DateTime(\'UTC\')))'
+                'Tuple(days Array(Date), hours Array(DateTime(\'UTC\')), '
+                || 'distinct Array(DateTime(\'UTC\')), unchecked Array(DateTime(\'UTC\')))'
             )
         from
         (
             select
                 toDate(hour) as day,
-                sum(content.1) > 0
-                and (sum(content.1), sum(content.2)) = (sum(daily_built.1), sum(daily_built.2))
+                sum(rows_now) = sum(rows_in_day)
+                and sum(content_now) = sum(content_in_day)
                 and toInt64(toDateTime(day, 'UTC')) >= toInt64(from_time)
-                and toInt64(toDateTime(day, 'UTC')) + 86399 <= toInt64(to_time) as day_is_fresh,
-                groupArrayIf(hour, is_fresh and is_whole) as hours_fresh,
-                groupArrayIf(hour, is_fresh and not is_whole and built.3 = content.1) as hours_distinct,
-                groupArrayIf(hour, content.1 > 0 and not (is_fresh and (is_whole or built.3 = content.1))) as hours_unchecked
+                and toInt64(toDateTime(day, 'UTC')) + 86399 <= toInt64(to_time) as is_fresh,
+                groupArrayIf(hour, hour_is_fresh and hour_is_whole) as hours,
+                groupArrayIf(hour, hour_is_fresh and not hour_is_whole and events = rows_now) as hours_distinct,
+                groupArrayIf(
+                    hour,
+                    rows_now > 0 and not (hour_is_fresh and (hour_is_whole or events = rows_now))
+                ) as hours_unchecked
             from
             (
                 select
                     hour,
-                    (sumIf(input_rows, level = 0), sumIf(input_fingerprint, level = 0)) as content,
-                    (sumIf(input_rows, level = 1), sumIf(input_fingerprint, level = 1), sumIf(events, level = 1)) as built,
-                    (sumIf(input_rows, level = 2), sumIf(input_fingerprint, level = 2)) as daily_built,
-                    content.1 > 0 and (built.1, built.2) = content as is_fresh,
-                    toInt64(hour) >= toInt64(from_time) and toInt64(hour) + 3599 <= toInt64(to_time) as is_whole
+                    sum(now_rows) as rows_now,
+                    sum(now_content) as content_now,
+                    sum(hour_events) as events,
+                    sum(day_rows) as rows_in_day,
+                    sum(day_content) as content_in_day,
+                    rows_now > 0 and rows_now = sum(hour_rows) and content_now = sum(hour_content) as hour_is_fresh,
+                    toInt64(hour) >= toInt64(from_time) and toInt64(hour) + 3599 <= toInt64(to_time) as hour_is_whole
                 from
                 (
-                    select 0 as level, hour, input_rows, input_fingerprint, toUInt64(0) as events
+                    select
+                        hour,
+                        input_rows as now_rows,
+                        input_fingerprint as now_content,
+                        toUInt64(0) as hour_rows,
+                        toUInt64(0) as hour_content,
+                        toUInt64(0) as hour_events,
+                        toUInt64(0) as day_rows,
+                        toUInt64(0) as day_content
                     from ({{ content_by_hour("toStartOfHour(event_time) between toStartOfHour(from_time) and to_time") }})
+
                     union all
-                    select 1, hour, input_rows, input_fingerprint, events
+
+                    select hour, 0, 0, input_rows, input_fingerprint, events, 0, 0
                     from {{ hourly }} final
                     where hour between toStartOfHour(from_time) and to_time
+
                     union all
-                    select 2, toDateTime(day, 'UTC'), input_rows, input_fingerprint, toUInt64(0)
+
+                    select toDateTime(day, 'UTC'), 0, 0, 0, 0, 0, input_rows, input_fingerprint
                     from {{ daily }} final
                     where day between toDate(from_time) and toDate(to_time)
                 )

@@ -15,28 +15,7 @@ with
             and count.device_type is not distinct from {{ requested('device_type') }}
     ),
 
-    sessions_seen as
-    (
-        select
-            toDate(hour) as day,
-            session.country as country,
-            session.device_type as device_type,
-            session.session_key as session_key,
-            session.user_key as user_key
-        from {{ ref('sessions_hourly') }} final
-        array join sessions as session
-        where hour in periods.hours
-
-        union all
-
-        select
-            toDate(event_time) as day,
-            country,
-            device_type,
-            {{ exact_key('session_id') }} as session_key,
-            {{ exact_key('user_id') }} as user_key
-        from {{ events_of_periods() }}
-    ),
+    sessions_seen as ({{ sessions_by_day() }}),
 
     days_counted as
     (
