@@ -56,13 +56,15 @@ class EmbeddedServer:
 
 def environment(data_dir: Path) -> dict[str, str]:
     """The environment of a project of its own: its data under `data_dir`, every port free."""
-    taken = ("CLICKHOUSE_", "LANDING_", "API_", "DAGSTER_", "KAFKA_", "ADMIN_TOKEN", "DATA_DIR")
+    taken = ("CLICKHOUSE_", "DBT_", "LANDING_", "API_", "DAGSTER_", "KAFKA_", "ADMIN_TOKEN", "DATA_DIR")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(taken)}
     return inherited | {
         "DATA_DIR": str(data_dir),
         "CLICKHOUSE_PORT": str(free_port()),
         "API_PORT": str(free_port()),
         "DAGSTER_PORT": str(free_port()),
+        "DBT_TARGET_PATH": str(data_dir / "dbt" / "target"),
+        "DBT_LOG_PATH": str(data_dir / "dbt" / "logs"),
         "DAGSTER_HOME": str(data_dir / "dagster"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
@@ -88,6 +90,31 @@ def settings(server: EmbeddedServer) -> Settings:
 def client(settings: Settings) -> Client:
     """A client of the session's embedded ClickHouse with the project's own rights."""
     return connect(settings)
+
+
+class Dbt:
+    """The dbt command line, run in the repository with the environment of a server."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self.environ = environ
+
+    def __call__(self, *arguments: str) -> str:
+        """What dbt printed; an AssertionError with all of it when it fails."""
+        done = subprocess.run(
+            ["dbt", "--no-use-colors", *arguments], env=self.environ, cwd=PROJECT_DIR, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def compiled(self, model: str) -> str:
+        """The statement that the last run sent for a model, named by its path under ``models``."""
+        return (Path(self.environ["DBT_TARGET_PATH"]) / "run/mobile_analytics/models" / model).read_text()
+
+
+@pytest.fixture(scope="session")
+def dbt(server: EmbeddedServer) -> Dbt:
+    """dbt on the session's embedded ClickHouse."""
+    return Dbt(server.environ)
 
 
 @pytest.fixture(scope="session")
