@@ -1,0 +1,94 @@
+"""The app factory: settings in, a WSGI app out."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask, Response, current_app, g, request
+
+from serve import errors
+from serve.catalogue import Catalogue
+from serve.database import Database
+from serve.routes import routes
+from warehouse.connection import admin_token
+from warehouse.settings import Settings
+
+log = logging.getLogger("serve")
+
+# Each can be set by a variable of the environment: SERVE_MAX_EXECUTION_TIME=30.
+DEFAULTS = {
+    "MAX_BODY_BYTES": 10_000_000,  # of a request's body, also once decompressed
+    "MAX_EXECUTION_TIME": 10,  # seconds that a query may take
+    "CORS_ORIGINS": "*",  # or a comma-separated list of origins
+}
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+def create_app(settings: Settings, config: Mapping[str, Any] | None = None) -> Flask:
+    """An app that needs no ClickHouse to start: it connects when first asked for something.
+
+    Args:
+        settings: where everything is.
+        config: values for the names of ``DEFAULTS``, stronger than the environment's.
+    """
+    app = Flask("serve", static_folder=None)
+    app.config.from_mapping(DEFAULTS)
+    app.config.from_prefixed_env("SERVE")
+    app.config.from_mapping(config or {})
+    app.config["ADMIN_TOKEN"] = admin_token(settings)
+    # One more than allowed: a chunked body is cut there without a word, and must then still be seen to be too large.
+    app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = app.config["MAX_BODY_BYTES"] + 1
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    database = Database(settings, app.config["MAX_EXECUTION_TIME"])
+    app.extensions |= {
+        "settings": settings,
+        "database": database,
+        "catalogue": Catalogue(database, settings.api_database),
+    }
+    app.before_request(_begin)
+    app.after_request(_finish)
+    errors.install(app)
+    app.register_blueprint(routes)
+    return app
+
+
+def _begin() -> None:
+    g.started_at = time.perf_counter()
+    asked_id = request.headers.get("X-Request-Id", "")
+    g.request_id = asked_id if _SANE_REQUEST_ID.fullmatch(asked_id) else str(uuid.uuid4())
+
+
+def _finish(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.request_id
+    response.headers["Cache-Control"] = "no-store"
+    _allow_origin(response)
+    # Never the query string: it may hold a token.
+    milliseconds = (time.perf_counter() - g.started_at) * 1000
+    log.info(
+        "%s %r %s %.1f ms request_id=%s", request.method, request.path, response.status_code, milliseconds, g.request_id
+    )
+    return response
+
+
+def _allow_origin(response: Response) -> None:
+    allowed = [origin.strip() for origin in current_app.config["CORS_ORIGINS"].split(",")]
+    origin = request.headers.get("Origin", "")
+    if "*" in allowed:
+        response.headers["Access-Control-Allow-Origin"] = "*"
+    else:
+        response.vary.add("Origin")
+        if origin not in allowed:
+            return
+        response.headers["Access-Control-Allow-Origin"] = origin
+    response.headers["Access-Control-Expose-Headers"] = "X-Request-Id, Retry-After"
+    if request.method == "OPTIONS":
+        response.headers["Access-Control-Allow-Methods"] = response.headers.get("Allow", "GET, HEAD, OPTIONS, POST")
+        response.headers["Access-Control-Allow-Headers"] = (
+            "Authorization, Content-Type, Content-Encoding, Idempotency-Key, X-Request-Id"
+        )
+        response.headers["Access-Control-Max-Age"] = "86400"

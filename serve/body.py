@@ -1,0 +1,84 @@
+"""The body of a request, decompressed: never more of it than the limit is held."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+import zstandard
+from flask import Request
+
+from serve.errors import ApiError
+
+_PIECE = 256 * 1024
+
+
+def read_body(request: Request, limit: int) -> bytes:
+    """The decompressed body.
+
+    Args:
+        limit: bytes that it may have once decompressed; a longer one is refused without inflating the rest.
+
+    Raises:
+        ApiError: 413 too large, 415 an unknown Content-Encoding, 400 one that is not what it says or ends early.
+    """
+    encoding = request.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in ("", "identity", "gzip", "x-gzip", "deflate", "zstd"):
+        raise ApiError(
+            415, "encoding_unknown", "This Content-Encoding is not understood; send gzip, zstd, deflate or none."
+        )
+    body = _within(limit, [request.get_data(cache=False)])
+    if request.content_length is not None and len(body) < request.content_length:
+        raise ApiError(400, "body_incomplete", "The body ended before its Content-Length; send it again.")
+    try:
+        if encoding in ("gzip", "x-gzip"):
+            body = _within(limit, _inflate(body, zlib.MAX_WBITS | 16))
+        elif encoding == "deflate":
+            # By the book it is zlib's format; some clients send the bare stream.
+            is_zlib = len(body) > 1 and body[0] & 15 == 8 and int.from_bytes(body[:2]) % 31 == 0
+            body = _within(limit, _inflate(body, zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS))
+        elif encoding == "zstd":
+            body = _within(limit, _unzstd(body))
+    except (zlib.error, zstandard.ZstdError, EOFError):
+        raise ApiError(400, "body_corrupt", f"The body is not whole {encoding} data; send it again.") from None
+    return body
+
+
+def _within(limit: int, pieces: Iterator[bytes] | list[bytes]) -> bytes:
+    whole = bytearray()
+    for piece in pieces:
+        if len(whole) + len(piece) > limit:
+            raise ApiError(
+                413,
+                "body_too_large",
+                f"The body is larger than {limit} bytes (decompressed); send it in smaller parts.",
+            )
+        whole += piece
+    return bytes(whole)
+
+
+def _inflate(body: bytes, window_bits: int) -> Iterator[bytes]:
+    rest = body
+    while rest:
+        inflater = zlib.decompressobj(window_bits)
+        while not inflater.eof:
+            piece = inflater.decompress(rest, _PIECE)
+            rest = inflater.unconsumed_tail
+            if not (piece or rest or inflater.eof):
+                raise EOFError
+            yield piece
+        # gzip may hold several members one after another.
+        rest = inflater.unused_data
+
+
+def _unzstd(body: bytes) -> Iterator[bytes]:
+    rest = body
+    while rest:
+        inflater = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj(write_size=_PIECE)
+        # A frame can inflate 10,000-fold: feed it little at a time, so that one piece stays small.
+        while rest and not inflater.eof:
+            piece, rest = rest[:1024], rest[1024:]
+            yield inflater.decompress(piece)
+        if not inflater.eof:
+            raise EOFError
+        rest = inflater.unused_data + rest

@@ -1,0 +1,125 @@
+"""ClickHouse as the API sees it: connected when first needed, given up on quickly while it is away."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError, Error
+from urllib3.exceptions import HTTPError
+
+from warehouse.connection import connect
+from warehouse.settings import Settings
+
+CONNECT_SECONDS = 2
+# While ClickHouse is away it is asked again once in this time, by one request; the others fail at once.
+RETRY_SECONDS = 1.0
+# Bytes of an answer that are held in memory; the rest of a larger one is on disk.
+ANSWER_IN_MEMORY = 4 * 1024 * 1024
+PIECE = 128 * 1024
+SAME_QUERY_ID_IS_RUNNING = 216
+
+
+class UnavailableError(Exception):
+    """ClickHouse does not answer."""
+
+
+class Database:
+    """A connection with the rights of the API, shared by all threads.
+
+    Args:
+        settings: where ClickHouse is.
+        max_execution_time: seconds that a query may take.
+    """
+
+    def __init__(self, settings: Settings, max_execution_time: int) -> None:
+        self._settings = settings
+        self._max_execution_time = max_execution_time
+        self._client: Client | None = None
+        self._connecting = threading.Lock()
+        self._lost_at = float("-inf")
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """The client, for the span of one piece of work.
+
+        Raises:
+            UnavailableError: ClickHouse cannot be reached or does not answer in time.
+        """
+        client = self._client or self._connect()
+        try:
+            yield client
+        except ClickHouseError as error:
+            # An error without ClickHouse's own code is the transport's.
+            if isinstance(error, Error) and error.code is None:
+                self._lost_at = time.monotonic()
+                self._client = None
+                raise UnavailableError("ClickHouse does not answer.") from error
+            raise
+
+    def _connect(self) -> Client:
+        if time.monotonic() - self._lost_at < RETRY_SECONDS:
+            raise UnavailableError("ClickHouse did not answer a moment ago.")
+        # Wait for the one that connects no longer than a connection may take.
+        if not self._connecting.acquire(timeout=CONNECT_SECONDS):
+            raise UnavailableError("ClickHouse does not answer.")
+        try:
+            if self._client is None:
+                if time.monotonic() - self._lost_at < RETRY_SECONDS:
+                    raise UnavailableError("ClickHouse did not answer a moment ago.")
+                try:
+                    self._client = self._new_client()
+                except Exception as error:
+                    self._lost_at = time.monotonic()
+                    raise UnavailableError("ClickHouse does not answer.") from error
+            return self._client
+        finally:
+            self._connecting.release()
+
+    def _new_client(self) -> Client:
+        return connect(
+            self._settings,
+            as_serve_user=True,
+            connect_timeout=CONNECT_SECONDS,
+            # Longer than a query may take: ClickHouse's own "too slow" arrives before we hang up.
+            send_receive_timeout=self._max_execution_time + 2,
+            # Answers go to the caller as they come.
+            compress=False,
+        )
+
+    def fetch(
+        self, sql: str, parameters: dict[str, Any], output_format: str, query_id: str, **settings: object
+    ) -> IO[bytes]:
+        """Run a query with bound parameters and return its whole answer, in the given format, from the first byte on.
+
+        Whole, because the WSGI server ends an answer that breaks midway as if it were complete. Large answers lie on
+        disk: ClickHouse's (``wait_end_of_query``) until the last row is there, then ours, so that an error never
+        follows data and a slow reader uses up neither memory nor the query's time.
+
+        Raises:
+            UnavailableError: as ``client``.
+            clickhouse_connect.driver.exceptions.ClickHouseError: ClickHouse refused or ended the query.
+        """
+        settings |= {"readonly": 2, "max_execution_time": self._max_execution_time, "wait_end_of_query": 1}
+        with self.client() as client:
+            try:
+                stream = client.raw_stream(sql, parameters, {**settings, "query_id": query_id}, output_format)
+            except Error as error:
+                # A caller may use one x-request-id for several requests at once.
+                if error.code != SAME_QUERY_ID_IS_RUNNING:
+                    raise
+                query_id = f"{query_id}-{time.monotonic_ns():x}"
+                stream = client.raw_stream(sql, parameters, {**settings, "query_id": query_id}, output_format)
+        answer = tempfile.SpooledTemporaryFile(max_size=ANSWER_IN_MEMORY)  # noqa: SIM115 - the response closes it
+        try:
+            with stream as upstream:
+                shutil.copyfileobj(upstream, answer, PIECE)
+        except HTTPError as error:
+            raise UnavailableError("ClickHouse broke off its answer.") from error
+        return answer

@@ -1,0 +1,281 @@
+"""What can be called: one generic route turns a request into a call of a view, one takes events in."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from typing import Any
+
+from clickhouse_connect.driver.exceptions import ClickHouseError, Error
+from flask import Blueprint, Response, current_app, g, jsonify, request
+from werkzeug.wsgi import FileWrapper
+
+from serve.auth import authorize
+from serve.body import read_body
+from serve.catalogue import Catalogue, Endpoint
+from serve.database import PIECE, Database, UnavailableError
+from serve.errors import ApiError
+from serve.parameters import Value
+from warehouse.framing import frames
+from warehouse.landing import content_id, import_result, land, spool
+from warehouse.settings import Settings
+
+log = logging.getLogger("serve")
+routes = Blueprint("routes", __name__)
+
+DATA_SOURCE = "app_events"
+# Extension of the address → ClickHouse's format, media type, settings.
+FORMATS: dict[str, tuple[str, str, dict[str, int]]] = {
+    "json": ("JSON", "application/json", {"output_format_json_quote_64bit_integers": 0}),
+    "csv": ("CSVWithNames", "text/csv; charset=utf-8", {}),
+    "ndjson": (
+        "JSONEachRow",
+        "application/x-ndjson",
+        {"output_format_json_quote_64bit_integers": 0, "output_format_json_validate_utf8": 1},
+    ),
+    "parquet": ("Parquet", "application/vnd.apache.parquet", {}),
+    "arrow": ("ArrowStream", "application/vnd.apache.arrow.stream", {}),
+}
+# Sent by clients along with an endpoint's parameters, and none of them.
+NO_PARAMETERS = frozenset(("token", "from", "cli_version", "__tb__client", "mode", "format", "name"))
+
+# ClickHouse's codes.
+UNKNOWN_FUNCTION, UNKNOWN_TABLE = 46, 60
+TIMEOUT_EXCEEDED, TOO_SLOW = 159, 160
+OVERLOADED = (202, 241, 473)  # too many queries, not enough memory, deadlock avoided
+# How ClickHouse names a value of one of the types that it reads itself.
+_PARAMETER_IN_MESSAGE = re.compile(r"for query parameter '(\w+)'")
+
+Values = dict[str, Value | list[Value] | None]
+
+# Seconds after which an overloaded or absent ClickHouse may be asked again.
+RETRY_AFTER = 2
+
+
+@routes.post("/v0/events")
+def receive_events() -> Response:
+    """Take in events: 200 when they can be queried, 202 when they are on disk and will be."""
+    name = request.args.get("name", "")
+    authorize(f"DATASOURCES:APPEND:{name or DATA_SOURCE}")
+    if not name:
+        raise ApiError(400, "name_missing", f"Name the data source: ?name={DATA_SOURCE}.", parameter="name")
+    if name != DATA_SOURCE:
+        raise ApiError(
+            404,
+            "datasource_unknown",
+            f"There is no data source of that name; there is {DATA_SOURCE}.",
+            parameter="name",
+        )
+    body = read_body(request, current_app.config["MAX_BODY_BYTES"])
+    asked_format = request.args.get("format", "")
+    document = asked_format == "json" or (not asked_format and request.mimetype == "application/json")
+    key = request.headers.get("Idempotency-Key")
+    # An array is one line or many events, by the format that it is sent in: two imports.
+    kind = b"array" if document and body.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"[") else b""
+    import_id = content_id([body, kind]) if key is None else content_id([b"Idempotency-Key\n", key.encode()])
+    settings: Settings = current_app.extensions["settings"]
+    database: Database = current_app.extensions["database"]
+    try:
+        with database.client() as client:
+            lines = land(
+                client, settings, import_id, "http", frames([body], document=document), {"query_id": g.request_id}
+            )
+            # Nothing but white space is an empty batch of an SDK's timer: all of it arrived.
+            result = import_result(client, settings, import_id) if lines else None
+    except (UnavailableError, ClickHouseError):
+        # Not the sender's fault, whatever it is: any line can be landed.
+        log.warning("spooling request_id=%s import_id=%s", g.request_id, import_id, exc_info=True)
+        return _spooled(settings, import_id, body, document)
+    answer: dict[str, Any] = {"successful_rows": 0, "quarantined_rows": 0, "import_id": import_id}
+    if result:
+        answer |= {"successful_rows": result.kept, "quarantined_rows": result.quarantined}
+        if result.rejects:
+            answer["quarantined"] = [
+                {"line": line, "column": column, "error": error} for line, column, error in result.rejects
+            ]
+    return _json(answer, 202 if request.args.get("wait", "").lower() == "false" else 200)
+
+
+def _spooled(settings: Settings, import_id: str, body: bytes, document: bool) -> Response:
+    try:
+        spool(settings, import_id, body, ".json" if document else ".ndjson")
+    except Exception:
+        log.exception("nowhere to keep the events request_id=%s", g.request_id)
+        raise ApiError(
+            503, "unavailable", "The events could not be kept; send them again later.", retry_after=RETRY_AFTER
+        ) from None
+    lines = sum(len(run.lines) for run in frames([body], document=document))
+    return _json({"successful_rows": lines, "quarantined_rows": 0, "import_id": import_id}, 202)
+
+
+@routes.route("/v0/pipes/<name>.<extension>", methods=["GET", "POST"])
+def call_endpoint(name: str, extension: str) -> Response:
+    """Call an endpoint with the request's parameters and answer with ClickHouse's own bytes."""
+    authorize(f"PIPES:READ:{name}")
+    if extension not in FORMATS:
+        raise ApiError(404, "format_unknown", f"There is no such format; there are {', '.join(FORMATS)}.")
+    given = _given()
+    try:
+        endpoint, values = _bind(name, given, max_age=1.0)
+        try:
+            return _answer(endpoint, values, extension)
+        except ClickHouseError:
+            # The view may have been replaced since the catalogue was read.
+            fresh, values = _bind(name, given, max_age=0)
+            if fresh == endpoint:
+                raise
+            return _answer(fresh, values, extension)
+    except UnavailableError:
+        raise _unavailable() from None
+    except ClickHouseError as error:
+        raise _translated(error) from error
+
+
+def _given() -> dict[str, list[Any]]:
+    """The request's parameters from its query string and its body: name → the texts, or lists of a JSON body."""
+    given: dict[str, list[Any]] = {key: list(texts) for key, texts in request.args.lists()}
+    if request.method != "POST" or not (request.content_length or "Transfer-Encoding" in request.headers):
+        return given
+    if request.mimetype in ("application/x-www-form-urlencoded", "multipart/form-data"):
+        for key, texts in request.form.lists():
+            given.setdefault(key, []).extend(texts)
+    elif request.mimetype == "application/json":
+        for key, value in _json_object().items():
+            given.setdefault(key, []).append(value)
+    else:
+        # Left unread, it would give an answer that is not filtered.
+        raise ApiError(415, "content_type_unknown", "Send the parameters as a form, as JSON or in the query string.")
+    return given
+
+
+def _json_object() -> dict[str, Any]:
+    try:
+        # Numbers stay as they were written.
+        body = json.loads(request.get_data(cache=False), parse_int=str, parse_float=str, parse_constant=str)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise ApiError(400, "body_invalid", "The body is not a JSON object of parameters.")
+    found: dict[str, Any] = {}
+    for key, value in body.items():
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, (dict, list)) for item in items):
+            raise ApiError(400, "parameter_invalid", f"Parameter {key} is nested; send text or a list.", parameter=key)
+        texts = ["" if item is None else str(item) for item in items]
+        found[key] = texts if isinstance(value, list) else texts[0]
+    return found
+
+
+def _bind(name: str, given: dict[str, list[Any]], max_age: float) -> tuple[Endpoint, Values]:
+    """The endpoint and a value for each of its parameters.
+
+    A definition read within `max_age` seconds is used when everything in the request fits it. Whatever does not fit may
+    be newer: the view is looked up before a request is refused or a name is ignored.
+    """
+    endpoints = _catalogue().endpoints(max_age)
+    endpoint = endpoints.get(name)
+    is_fresh = max_age == 0
+    if endpoint and (is_fresh or all(key in endpoint.parameters or _is_no_parameter(key) for key in given)):
+        try:
+            return endpoint, _values(endpoint, given)
+        except ApiError:
+            if is_fresh:
+                raise
+    if is_fresh:
+        raise _unknown_endpoint(endpoints)
+    return _bind(name, given, max_age=0)
+
+
+def _is_no_parameter(key: str) -> bool:
+    return key in NO_PARAMETERS or key.startswith("utm_")
+
+
+def _values(endpoint: Endpoint, given: dict[str, list[Any]]) -> Values:
+    values: Values = {}
+    for key, parameter in endpoint.parameters.items():
+        texts: list[str] = []
+        for item in given.get(key, []):
+            texts += item if isinstance(item, list) else parameter.split(item)
+        values[key] = parameter.bind(texts)
+    return values
+
+
+def _answer(endpoint: Endpoint, values: Values, extension: str) -> Response:
+    output_format, media_type, settings = FORMATS[extension]
+    database: Database = current_app.extensions["database"]
+    answer = database.fetch(endpoint.sql, values, output_format, g.request_id, **settings)
+    size = answer.tell()
+    answer.seek(0)
+    # With its length, an answer that is cut off on its way does not look complete.
+    headers = {"Content-Type": media_type, "Content-Length": str(size)}
+    return Response(FileWrapper(answer, PIECE), headers=headers, direct_passthrough=True)
+
+
+def _translated(error: ClickHouseError) -> Exception:
+    """What the caller is told of ClickHouse's refusal; what is nobody's fault stays as it is and answers 500."""
+    code = error.code if isinstance(error, Error) else None
+    if code in (TIMEOUT_EXCEEDED, TOO_SLOW):
+        seconds = current_app.config["MAX_EXECUTION_TIME"]
+        return ApiError(
+            408, "query_timeout", f"The query took longer than {seconds} s; ask for less, such as fewer days."
+        )
+    if code in OVERLOADED:
+        return ApiError(503, "overloaded", "ClickHouse has too much to do; ask again later.", retry_after=RETRY_AFTER)
+    if match := _PARAMETER_IN_MESSAGE.search(str(error)):
+        name = match[1]
+        return ApiError(400, "parameter_invalid", f"Parameter {name} does not fit its type.", parameter=name)
+    if code in (UNKNOWN_FUNCTION, UNKNOWN_TABLE):
+        return ApiError(404, "endpoint_unknown", "This endpoint is no longer there; GET /v0/pipes lists the endpoints.")
+    return error
+
+
+@routes.get("/v0/pipes")
+def list_endpoints() -> Response:
+    """The endpoints there are."""
+    authorize("PIPES:READ")
+    return _json({"pipes": [endpoint.document() for endpoint in _endpoints().values()]})
+
+
+@routes.get("/v0/pipes/<name>")
+def describe_endpoint(name: str) -> Response:
+    """One endpoint."""
+    authorize(f"PIPES:READ:{name}")
+    endpoints = _endpoints()
+    if name not in endpoints:
+        raise _unknown_endpoint(endpoints)
+    return _json(endpoints[name].document())
+
+
+@routes.get("/health")
+def health() -> Response:
+    """200 only when ClickHouse answers the API's own user."""
+    _endpoints()
+    return _json({"status": "ok"})
+
+
+def _endpoints() -> dict[str, Endpoint]:
+    try:
+        return _catalogue().endpoints(max_age=0)
+    except UnavailableError:
+        raise _unavailable() from None
+
+
+def _catalogue() -> Catalogue:
+    catalogue: Catalogue = current_app.extensions["catalogue"]
+    return catalogue
+
+
+def _unknown_endpoint(endpoints: dict[str, Endpoint]) -> ApiError:
+    names = ", ".join(endpoints) or "none yet"
+    return ApiError(404, "endpoint_unknown", f"There is no such endpoint; there are: {names}.")
+
+
+def _unavailable() -> ApiError:
+    return ApiError(503, "unavailable", "ClickHouse does not answer; ask again later.", retry_after=RETRY_AFTER)
+
+
+def _json(content: dict[str, Any], status: int = 200) -> Response:
+    response = jsonify(content)
+    response.status_code = status
+    return response
