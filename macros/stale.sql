@@ -40,3 +40,17 @@
     {{ content }}
     {%- endif %}
 {% endmacro %}
+
+{% macro content_built(hourly_rollups) %}
+    {#- What each hour of each of these rollups was built from. -#}
+    {%- for rollup in hourly_rollups %}
+    select
+        '{{ rollup }}' as rollup,
+        hour,
+        input_rows,
+        input_fingerprint,
+        built_at
+    from {{ ref(rollup) }} final
+    {% if not loop.last %}union all{% endif %}
+    {%- endfor %}
+{% endmacro %}

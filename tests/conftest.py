@@ -101,7 +101,11 @@ class Dbt:
     def __call__(self, *arguments: str) -> str:
         """What dbt printed; an AssertionError with all of it when it fails."""
         done = subprocess.run(
-            ["dbt", "--no-use-colors", *arguments], env=self.environ, cwd=PROJECT_DIR, capture_output=True, text=True
+            [Path(sys.executable).with_name("dbt"), "--no-use-colors", *arguments],
+            env=self.environ,
+            cwd=PROJECT_DIR,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -58,7 +58,7 @@ TIMES = [
 
 @dataclass
 class Warehouse:
-    """The warehouse of these tests: the tables, the incremental builds as dbt wrote them, the endpoints as the API's user."""
+    """The tables, the incremental builds as dbt wrote them, and the endpoints as the API's user."""
 
     client: Client
     serve: Client
@@ -159,14 +159,17 @@ def assert_exact(warehouse: Warehouse, start_date: datetime | None, end_date: da
         f"SELECT event_type, properties FROM app_events WHERE {where(start_date, end_date, event_type=event_type)}"
     )
     counted = Counter((kind, *pair) for kind, properties in events for pair in pairs(properties))
-    assert warehouse.endpoint(
-        "event_properties",
-        start_date=start_date,
-        end_date=end_date,
-        event_type=event_type,
-        property_key=None,
-        limit=None,
-    ) == [(*row, count) for row, count in sorted(counted.items(), key=lambda item: (-item[1], item[0]))][:100]
+    assert (
+        warehouse.endpoint(
+            "event_properties",
+            start_date=start_date,
+            end_date=end_date,
+            event_type=event_type,
+            property_key=None,
+            limit=None,
+        )
+        == [(*row, count) for row, count in sorted(counted.items(), key=lambda item: (-item[1], item[0]))][:100]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -174,10 +177,7 @@ def warehouse(settings: Settings, dbt: Dbt) -> Warehouse:
     dbt("build")
     client = connect(settings)
     dbt("run", "--select", "rollups")  # the second run writes the incremental statements
-    builds = {
-        model: dbt.compiled(f"rollups/{model}.sql")
-        for model in HOURLY + DAILY
-    }
+    builds = {model: dbt.compiled(f"rollups/{model}.sql") for model in HOURLY + DAILY}
     return Warehouse(client, connect(settings, as_serve_user=True), settings, builds)
 
 

@@ -34,7 +34,7 @@ def apply_schema(settings: Settings) -> None:
 
 
 def serve_grants(settings: Settings) -> list[str]:
-    """The rights of the API's database user: insert into landing, read the endpoint views and the result of an import."""
+    """The rights of the API's user: insert into landing, read the endpoint views and the result of an import."""
     return [
         f"INSERT ON {settings.database}.landing",
         f"SELECT ON {settings.database}.import_results",

@@ -6,7 +6,7 @@ create table if not exists {database}.landing_files
     size UInt64 comment 'Bytes of the file as it lies there',
     modified String comment 'When the file was last changed, as its file system says it',
     state Enum8('done' = 1, 'set aside' = 2) comment 'done: every line of it went in; set aside: it cannot be read',
-    lines UInt64 comment 'Lines that this file brought; 0 when its content had come before',
+    lines UInt64 comment 'Lines that this file brought; 0 when another file had brought the same content',
     quarantined UInt64 comment 'Those of them that are no valid events',
     error String comment 'Why it was set aside, one sentence; empty for the others',
     started_at DateTime64(3, 'UTC') comment 'When its ingestion began, in UTC',

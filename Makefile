@@ -1,0 +1,42 @@
+# The environment is .venv, made from requirements.lock by whichever target needs it first.
+SHELL := /bin/sh
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+# The first that is new enough and can make an environment; the versions are locked on 3.11.
+FIND_PYTHON = for python in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3; do \
+	  if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	    echo $$python; exit 0; fi; done
+
+.PHONY: run test lint format bench
+.DEFAULT_GOAL := run
+
+run: $(INSTALLED)  ## ClickHouse, Dagster and the API, until Ctrl-C or SIGTERM
+	@exec python -m warehouse.run
+
+test: $(INSTALLED)
+	@exec python -m pytest
+
+lint: $(INSTALLED)
+	ruff format --check .
+	ruff check .
+	mypy
+	sqlfluff lint --disable-progress-bar models tests/data/*.sql
+
+format: $(INSTALLED)
+	ruff format .
+	ruff check --fix .
+	sqlfluff fix --disable-progress-bar models tests/data/*.sql
+
+bench: $(INSTALLED)
+	@exec python -m benchmarks
+
+$(INSTALLED): requirements.lock
+	@python=$$($(FIND_PYTHON)); \
+	if [ -z "$$python" ]; then \
+	  echo "Python 3.11 or newer with the venv module is needed and not found; set PYTHON to its path." >&2; exit 1; fi; \
+	echo "Installing the locked packages into $(VENV) ($$($$python --version))"; \
+	$$python -m venv $(VENV) && \
+	python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock && \
+	touch $@

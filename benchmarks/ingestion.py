@@ -1,0 +1,108 @@
+"""Rows per second through the doors, beside a bare INSERT of the same lines into the same engine in the same run."""
+
+from __future__ import annotations
+
+import io
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import urllib3
+from clickhouse_connect.driver.client import Client
+
+from benchmarks.data import COLUMNS
+from benchmarks.load import expect_200, load
+from benchmarks.report import table
+from benchmarks.sandbox import sandbox
+from warehouse.connection import admin_token
+from warehouse.sample import write_sample
+from warehouse.settings import Settings
+
+# Requests are few where each is large: every cell takes seconds, not minutes.
+BATCHES = {1: 400, 100: 200, 10_000: 40}
+CLIENTS = (1, 8)
+
+
+def run(events: int = 1_000_000) -> str:
+    """Tables for files and for HTTP; `events` lines in the file."""
+    with sandbox(api=True) as (settings, client):
+        client.command(
+            f"create table bare as {settings.database}.app_events engine = MergeTree "
+            "partition by toYYYYMM(event_time) order by (event_time, event_type, user_id)"
+        )
+        client.command("alter table bare drop projection content_by_hour")
+        return _files(settings, client, events) + "\n" + _http(settings, client)
+
+
+def _sample(client: Client, events: int, seed: int) -> bytes:
+    output = io.BytesIO()
+    write_sample(client, output, events=events, days=90, until=datetime(2026, 11, 1, tzinfo=UTC), seed=seed)
+    return output.getvalue()
+
+
+def _bare_insert(client: Client, lines: bytes) -> float:
+    began = time.perf_counter()
+    client.raw_insert("bare", COLUMNS.split(", "), lines, fmt="JSONEachRow", settings={"insert_deduplicate": 0})
+    return time.perf_counter() - began
+
+
+def _files(settings: Settings, client: Client, events: int) -> str:
+    from orchestration.defs.ingestion import ingest_files  # reads the environment that the sandbox has set
+
+    rows = []
+    for repetition in range(3):
+        lines = _sample(client, events, seed=repetition)
+        bare = events / _bare_insert(client, lines)
+        path = Path(settings.landing_url) / f"{repetition}.ndjson"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(lines)
+        time.sleep(1.5)  # a file counts as complete when it has been quiet for a second
+        began = time.perf_counter()
+        result = dg.materialize([ingest_files])
+        seconds = time.perf_counter() - began
+        [event] = result.asset_materializations_for_node("ingest_files")[:1]
+        if event.metadata["rows"].value != events:
+            raise RuntimeError(f"{event.metadata['rows'].value} rows of {events} were kept")
+        rows.append((f"{events:,}", f"{events / seconds:,.0f}", f"{bare:,.0f}", f"{events / seconds / bare:.2f}"))
+    return table("Files through the Dagster asset", ["events", "rows/s", "bare INSERT, rows/s", "ratio"], rows)
+
+
+def _http(settings: Settings, client: Client) -> str:
+    url = f"http://127.0.0.1:{settings.api_port}/v0/events?name=app_events"
+    headers = {"Authorization": f"Bearer {admin_token(settings)}"}
+    bare_url = (
+        f"http://127.0.0.1:{settings.clickhouse_port}/?insert_deduplicate=0&async_insert=0"
+        f"&query=INSERT+INTO+bare+({COLUMNS.replace(' ', '')})+FORMAT+JSONEachRow"
+    )
+    rows = []
+    for size, requests in BATCHES.items():
+        for clients in CLIENTS:
+            lines = _sample(client, size * requests, seed=1000 + size + clients).splitlines(keepends=True)
+            bodies = [b"".join(lines[index * size : (index + 1) * size]) for index in range(requests)]
+
+            def bare(pool: urllib3.PoolManager, index: int, bodies: list[bytes] = bodies) -> None:
+                expect_200(pool.request("POST", bare_url, body=bodies[index]))
+
+            def ours(pool: urllib3.PoolManager, index: int, bodies: list[bytes] = bodies) -> None:
+                expect_200(pool.request("POST", url, body=bodies[index], headers=headers))
+
+            direct = load(bare, requests=requests, clients=clients)
+            api = load(ours, requests=requests, clients=clients)
+            ratio = api.per_second / direct.per_second
+            rows.append(
+                (
+                    f"{size:,}",
+                    clients,
+                    f"{size * api.per_second:,.0f}",
+                    f"{size * direct.per_second:,.0f}",
+                    f"{ratio:.2f}",
+                    f"{api.p50_ms:.0f} / {api.p99_ms:.0f}",
+                    f"{direct.p50_ms:.0f} / {direct.p99_ms:.0f}",
+                )
+            )
+    return table(
+        "POST /v0/events",
+        ["batch", "clients", "rows/s", "bare INSERT, rows/s", "ratio", "p50 / p99 ms", "bare p50 / p99 ms"],
+        rows,
+    )

@@ -1,0 +1,1 @@
+"""Dagster: files into ClickHouse, models built on them, checks on both."""

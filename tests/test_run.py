@@ -1,0 +1,188 @@
+"""``python -m warehouse.run`` as a user sees it: real parts, free ports, a data folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import EmbeddedServer, environment, free_port
+
+from warehouse.connection import connect
+from warehouse.settings import PROJECT_DIR, Settings
+
+SAMPLE_EVENTS = 3000
+PARTS = {
+    "clickhouse": "-m warehouse.embedded",
+    "dagster-code-server": "-m warehouse.code_server",
+    "dagster-webserver": "/dagster-webserver",
+    "dagster-daemon": "/dagster-daemon",
+    "api": "-m serve",
+}
+
+
+class Copy:
+    """A running copy of the project."""
+
+    def __init__(self, environ: dict[str, str], output: Path) -> None:
+        self.environ, self.output = environ, output
+        self.settings = Settings.from_env(environ)
+        self.process: subprocess.Popen[bytes]
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "warehouse.run", "--sample-events", str(SAMPLE_EVENTS)]
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, env=self.environ, cwd=PROJECT_DIR, stdout=output, stderr=subprocess.STDOUT
+            )
+        until(lambda: "Everything runs" in self.text() or self.process.poll() is not None, 180)
+        assert self.process.poll() is None, self.text()
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def processes(self) -> dict[int, str]:
+        """Command lines by pid of everything that was started for this copy, the supervisor aside."""
+        mine = f"DATA_DIR={self.settings.data_dir}".encode()
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if mine in (folder / "environ").read_bytes().split(b"\0"):
+                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue  # it has ended meanwhile
+        found.pop(self.process.pid, None)
+        return {pid: command for pid, command in found.items() if command}
+
+    def pid_of(self, part: str) -> int | None:
+        """The part's own process, which leads its group; None while there is none."""
+        found = (pid for pid, command in self.processes().items() if PARTS[part] in command and os.getpgid(pid) == pid)
+        return next(found, None)
+
+    def events(self) -> int:
+        """What the printed curl command answers: events of all types."""
+        token, url = re.findall(r'curl -H "Authorization: Bearer (\S+)" "(\S+)"', self.text())[-1]
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310
+        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+            return sum(row["event_count"] for row in json.load(answer)["data"])
+
+
+def until(condition: Callable[[], bool], timeout: float) -> None:
+    """Wait for a condition; `timeout` in seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.2)
+
+
+def refusal(environ: dict[str, str]) -> str:
+    """What `warehouse.run` says when it does not start: one line, and a non-zero exit."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "warehouse.run"],
+        env=environ,
+        cwd=PROJECT_DIR,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert ended.returncode != 0
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    return ended.stderr
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
+    folder = tmp_path_factory.mktemp("run")
+    copy = Copy(environment(folder / "data"), folder / "output")
+    copy.start()
+    yield copy
+    if copy.process.poll() is None:
+        copy.process.terminate()
+        copy.process.wait(60)
+
+
+@pytest.mark.timeout(240)
+def test_a_fresh_copy_has_every_part_and_the_sample_events(running: Copy) -> None:
+    assert [part for part in PARTS if running.pid_of(part) is None] == []
+    assert running.events() == SAMPLE_EVENTS
+
+
+def test_a_second_copy_on_the_same_data_folder_is_refused(running: Copy) -> None:
+    other_ports = environment(running.settings.data_dir)
+    assert "in use by another copy" in refusal(other_ports)
+
+
+@pytest.mark.parametrize("name", ["CLICKHOUSE_PORT", "API_PORT", "DAGSTER_PORT"])
+def test_a_taken_port_is_named(running: Copy, tmp_path: Path, name: str) -> None:
+    environ = environment(tmp_path) | {name: running.environ[name]}
+    message = refusal(environ)
+    assert name in message
+    assert f"Port {running.environ[name]}" in message
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_dies_is_started_again(running: Copy, part: str) -> None:
+    killed = running.pid_of(part)
+    assert killed
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: running.pid_of(part) not in (None, killed), 20)
+    assert f"{part} was ended by SIGKILL" in running.text()
+
+    def answers() -> bool:
+        try:
+            return running.events() == SAMPLE_EVENTS
+        except OSError:
+            return False
+
+    until(answers, 60)
+
+
+@pytest.mark.timeout(240)
+def test_sigterm_ends_every_part_in_order_and_the_next_start_continues(running: Copy) -> None:
+    running.process.terminate()
+    time.sleep(0.2)
+    running.process.send_signal(signal.SIGINT)  # a second signal changes nothing
+    assert running.process.wait(60) == 0
+    assert running.processes() == {}
+    stopped = re.findall(r"stopping ((?!already)\S+)", running.text())
+    assert (stopped[0], stopped[-1]) == ("api", "clickhouse")
+
+    running.start()
+    assert running.events() == SAMPLE_EVENTS
+    assert "sample events" not in running.text()
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_supervisor_leaves_nothing_running(running: Copy) -> None:
+    running.process.kill()
+    running.process.wait(10)
+    until(lambda: running.processes() == {}, 40)
+
+
+def test_two_settings_with_the_same_port_are_refused(tmp_path: Path) -> None:
+    port = str(free_port())
+    assert "are both" in refusal(environment(tmp_path) | {"API_PORT": port, "DAGSTER_PORT": port})
+
+
+def test_a_clickhouse_that_is_not_there_is_named(tmp_path: Path) -> None:
+    environ = environment(tmp_path) | {"CLICKHOUSE_HOST": "127.0.0.1"}
+    assert f"127.0.0.1:{environ['CLICKHOUSE_PORT']}" in refusal(environ)
+
+
+def test_a_clickhouse_that_refuses_the_login_is_told_apart(server: EmbeddedServer, tmp_path: Path) -> None:
+    connect(server.settings).close()
+    environ = environment(tmp_path) | {
+        "CLICKHOUSE_HOST": "127.0.0.1",
+        "CLICKHOUSE_PORT": str(server.settings.clickhouse_port),
+        "CLICKHOUSE_PASSWORD": "wrong",
+    }
+    assert "CLICKHOUSE_PASSWORD" in refusal(environ)

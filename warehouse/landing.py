@@ -1,0 +1,598 @@
+"""The way in, for HTTP and files alike: lines into ``landing``, and the landing folder with its ledger."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import posixpath
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import accumulate, chain, repeat
+from typing import IO, Any, NamedTuple
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from clickhouse_connect.driver.client import Client
+from fsspec.implementations.local import LocalFileSystem
+
+from warehouse.framing import MAX_FRAME, Frames, frames
+from warehouse.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# A request of 10 MB is one chunk, so its rows become visible together; ClickHouse holds a few chunks in memory at once.
+CHUNK_BYTES = 32 * 1024 * 1024
+# Two in flight: one is framed and sent while the other is parsed. More gain nothing on two cores.
+CHUNKS_IN_FLIGHT = 2
+READ_BYTES = 1024 * 1024
+ROWS_A_BATCH = 8192
+
+SPOOL = "spool"
+SPOOLED_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
+SET_ASIDE = "set_aside"
+# A file of the local file system that changed within this many seconds may still be written.
+QUIET_SECONDS = 1.0
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+TEXT_EXTENSIONS = (".ndjson", ".jsonl", ".json")
+EXTENSIONS = (*TEXT_EXTENSIONS, ".csv", ".parquet")
+
+INSERT_SETTINGS = {
+    # Real history spans hundreds of monthly partitions.
+    "max_partitions_per_insert_block": 0,
+    # One chunk is one block: its token then names the same rows each time it is sent.
+    "max_insert_block_size": 1 << 30,
+    "min_insert_block_size_rows": 0,
+    "min_insert_block_size_bytes": 0,
+    "input_format_parallel_parsing": 0,
+    "insert_deduplicate": 1,
+    "async_insert": 0,
+}
+
+
+class Unreadable(Exception):
+    """A file that cannot be read to its end; the message says why in one sentence."""
+
+
+class ImportResult(NamedTuple):
+    """What an import brought: lines = kept + quarantined.
+
+    Attributes:
+        rejects: the first ten faults: line, column, error.
+    """
+
+    lines: int
+    kept: int
+    quarantined: int
+    rejects: list[tuple[int, str, str]]
+
+
+def content_id(chunks: Iterable[bytes]) -> str:
+    """The import id of some content: 32 hexadecimal characters made from its decompressed bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def land(
+    client: Client,
+    settings: Settings,
+    import_id: str,
+    source: str,
+    batches: Iterable[Frames],
+    insert_settings: Mapping[str, Any] | None = None,
+) -> int:
+    """Insert frames into ``landing`` in chunks and return their number; the same import again changes nothing.
+
+    Args:
+        source: ``http``, or the path of the file.
+        batches: what ``frames`` or ``read_frames`` yields; the same content gives the same chunks.
+        insert_settings: settings of ClickHouse on top of ``INSERT_SETTINGS``.
+
+    Raises:
+        clickhouse_connect.driver.exceptions.ClickHouseError: an insert failed; send the whole import again.
+    """
+    table = f"{settings.database}.landing"
+    lines = 0
+
+    def insert(number: int, content: bytes) -> None:
+        token = {"insert_deduplication_token": f"{import_id}:{number}"}
+        client.raw_insert(
+            table,
+            insert_block=content,
+            fmt="ArrowStream",
+            settings={**INSERT_SETTINGS, **(insert_settings or {}), **token},
+        )
+
+    chunks = _chunks(batches)
+    chunk, number = next(chunks, None), 0
+    in_flight: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(CHUNKS_IN_FLIGHT) as pool:
+        while chunk is not None:
+            lines += sum(len(batch.lines) for batch in chunk)
+            content = _arrow_stream(chunk, import_id, source)
+            chunk = next(chunks, None)
+            if chunk is None and number == 0:
+                insert(number, content)  # a request needs no thread of its own
+            else:
+                if len(in_flight) == CHUNKS_IN_FLIGHT:
+                    in_flight.popleft().result()
+                in_flight.append(pool.submit(insert, number, content))
+            number += 1
+        for insertion in in_flight:
+            insertion.result()
+    return lines
+
+
+def import_result(client: Client, settings: Settings, import_id: str) -> ImportResult:
+    """What an import has brought so far; all zero when nothing came by that id."""
+    rows = client.query(
+        f"select lines, kept, quarantined, rejects from {settings.database}.import_results(import_id = {{id:String}})",
+        parameters={"id": import_id},
+    ).result_rows
+    lines, kept, quarantined, rejects = rows[0] if rows else (0, 0, 0, [])
+    return ImportResult(lines, kept, quarantined, [tuple(_values(reject)) for reject in rejects])
+
+
+def _values(reject: Any) -> Iterable[Any]:
+    return reject.values() if isinstance(reject, Mapping) else reject
+
+
+def _chunks(batches: Iterable[Frames]) -> Iterator[list[Frames]]:
+    chunk: list[Frames] = []
+    size = 0
+    for batch in batches:
+        chunk.append(batch)
+        size += sum(map(len, batch.lines))
+        if size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _arrow_stream(chunk: Sequence[Frames], import_id: str, source: str) -> bytes:
+    columns: dict[str, pa.Array] = {
+        "line": _binary_array(chain.from_iterable(batch.lines for batch in chunk)),
+        "line_number": _array(pa.uint64(), "Q", chain.from_iterable(batch.numbers for batch in chunk)),
+    }
+    rows = len(columns["line"])
+    if any(batch.raws for batch in chunk):
+        columns["raw"] = _binary_array(
+            chain.from_iterable(batch.raws or repeat(b"", len(batch.lines)) for batch in chunk)
+        )
+    # A dictionary of one value: the same text is not sent with every line.
+    indices = pa.repeat(pa.scalar(0, pa.int8()), rows)
+    for name, value in (("import_id", import_id), ("source", source)):
+        columns[name] = pa.DictionaryArray.from_arrays(indices, pa.array([value]))
+    batch = pa.RecordBatch.from_pydict(columns)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def _array(kind: pa.DataType, code: str, values: Iterable[int]) -> pa.Array:
+    content = array(code, values)
+    return pa.Array.from_buffers(kind, len(content), [None, pa.py_buffer(content)])
+
+
+def _binary_array(values: Iterable[bytes]) -> pa.Array:
+    """The same as ``pa.array(values)``, three times as fast."""
+    texts = list(values)
+    offsets = array("q", accumulate(map(len, texts), initial=0))
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))]
+    return pa.Array.from_buffers(pa.large_binary(), len(texts), buffers)
+
+
+# --- the landing folder -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LandingFile:
+    """A file of the landing folder.
+
+    Attributes:
+        path: relative to the folder.
+        size: in bytes, as it lies there.
+        modified: when it was last changed, as its file system says it.
+    """
+
+    path: str
+    size: int
+    modified: str
+
+    @property
+    def import_id(self) -> str:
+        """The id that a spooled batch carries in its name; empty for any other file."""
+        folder, name = posixpath.split(self.path)
+        return name.split(".")[0] if folder == SPOOL else ""
+
+    @property
+    def compression(self) -> str:
+        """The extension of its compression, or an empty string."""
+        extension = posixpath.splitext(self.path)[1].lower()
+        return extension if extension in COMPRESSIONS else ""
+
+    @property
+    def extension(self) -> str:
+        """The extension of its format, in lower case, without that of its compression."""
+        return posixpath.splitext(self.path[: len(self.path) - len(self.compression)])[1].lower()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a file.
+
+    Attributes:
+        state: ``done``, ``set aside`` (it cannot be read) or ``left`` (it is tried again in the next run).
+        lines: lines that this file brought; 0 when its content had come before.
+        error: why it was set aside or left, one sentence.
+    """
+
+    path: str
+    state: str
+    lines: int = 0
+    quarantined: int = 0
+    error: str = ""
+
+
+class LandingFolder:
+    """The landing folder: a local path or any fsspec URL."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.fs, root = fsspec.core.url_to_fs(settings.landing_url)
+        self.root = root.rstrip("/")
+        self.local = isinstance(self.fs, LocalFileSystem)
+        if self.local:
+            self.fs.makedirs(self.root, exist_ok=True)
+
+    def full(self, path: str) -> str:
+        return f"{self.root}/{path}"
+
+    def files(self) -> list[LandingFile]:
+        """Every complete file, spooled batches first, then by path; not the hidden, unfinished and set-aside ones."""
+        self.fs.invalidate_cache()
+        now = time.time()
+        found = []
+        for full, info in self.fs.find(self.root, detail=True).items():
+            path = full[len(self.root) :].lstrip("/")
+            parts = path.split("/")
+            if parts[0] == SET_ASIDE or any(part.startswith(".") for part in parts):
+                continue
+            if path.endswith((".tmp", ".part")):
+                continue
+            if self.local and parts[0] != SPOOL and now - info["mtime"] < QUIET_SECONDS:
+                continue
+            found.append(LandingFile(path, info.get("size") or 0, _modified(info)))
+        return sorted(found, key=lambda file: (not file.import_id, file.path))
+
+    def unchanged(self, file: LandingFile) -> bool:
+        """True when the file is still what was listed."""
+        self.fs.invalidate_cache()
+        info = self.fs.info(self.full(file.path))
+        return (info.get("size") or 0, _modified(info)) == (file.size, file.modified)
+
+    @contextmanager
+    def open(self, file: LandingFile) -> Iterator[IO[bytes]]:
+        """The file's content, decompressed."""
+        with self.fs.open(self.full(file.path), "rb") as stored:
+            if not file.compression:
+                yield stored
+            else:
+                with pa.CompressedInputStream(pa.PythonFile(stored, "r"), COMPRESSIONS[file.compression]) as stream:
+                    yield stream
+
+    def set_aside(self, file: LandingFile) -> str:
+        """Move a file to ``set_aside/`` and return its new path; one that lies there already is kept."""
+        target = f"{SET_ASIDE}/{file.path}"
+        if self.fs.exists(self.full(target)):
+            target = f"{target}.{secrets.token_hex(4)}"
+        self.fs.makedirs(posixpath.dirname(self.full(target)), exist_ok=True)
+        self.fs.mv(self.full(file.path), self.full(target))
+        return target
+
+    def remove(self, file: LandingFile) -> None:
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(self.full(file.path))
+
+
+def _modified(info: Mapping[str, Any]) -> str:
+    for name in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
+        if (value := info.get(name)) is not None:
+            # A file system may list a number and describe the same file by a datetime.
+            return str(value.timestamp() if isinstance(value, datetime.datetime) else value)
+    return ""
+
+
+def spool(settings: Settings, import_id: str, body: bytes, extension: str) -> str:
+    """Keep a batch in the landing folder until ClickHouse is back; durable when this returns.
+
+    Args:
+        import_id: the id under which it will be ingested: letters, digits, ``_`` and ``-``.
+        extension: ``.ndjson`` or ``.json``.
+
+    Returns:
+        The path of the file in the landing folder.
+
+    Raises:
+        OSError: it could not be written.
+        ValueError: an id or extension that cannot be part of a file's name.
+    """
+    if not SPOOLED_ID.fullmatch(import_id) or extension not in TEXT_EXTENSIONS:
+        raise ValueError(f"Cannot spool a batch as {import_id!r} with extension {extension!r}.")
+    folder = LandingFolder(settings)
+    path = f"{SPOOL}/{import_id}{extension}"
+    target = folder.full(path)
+    if not folder.local:
+        folder.fs.pipe_file(target, body)
+        return path
+    directory = os.path.dirname(target)
+    if not os.path.isdir(directory):
+        os.makedirs(directory, exist_ok=True)
+        _sync_directory(folder.root)
+    draft = f"{directory}/.{import_id}.{secrets.token_hex(8)}"
+    try:
+        with open(draft, "xb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(draft, target)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(draft)
+        raise
+    _sync_directory(directory)
+    return path
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def waiting_files(client: Client, settings: Settings) -> list[LandingFile]:
+    """The complete files of the landing folder that were not dealt with yet."""
+    files = LandingFolder(settings).files()
+    if all(file.import_id for file in files):
+        return files  # spooled batches are deleted once they are in
+    known = set(
+        client.query(
+            "select path, size, modified from {database:Identifier}.landing_files",
+            parameters={"database": settings.database},
+        ).result_rows
+    )
+    return [file for file in files if file.import_id or (file.path, file.size, file.modified) not in known]
+
+
+def ingest(client: Client, settings: Settings) -> Iterator[Outcome]:
+    """Ingest every waiting file, one after the other; repeated after an interruption it gives the same rows.
+
+    Raises:
+        clickhouse_connect.driver.exceptions.ClickHouseError: ClickHouse is away or refuses; run it again.
+    """
+    folder = LandingFolder(settings)
+    for file in waiting_files(client, settings):
+        started = _now()
+        try:
+            outcome, import_id = _ingest_file(client, settings, folder, file)
+        except FileNotFoundError:
+            continue  # another run was faster
+        except (Unreadable, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                # The disk, the network or a permission: not the fault of the file's content.
+                log.warning("%s was left where it is: %s", file.path, error)
+                yield Outcome(file.path, "left", error=str(error))
+                continue
+            reason = str(error) if isinstance(error, Unreadable) else f"It cannot be read to its end: {error}."
+            path = file.path
+            try:
+                path = folder.set_aside(file)
+            except FileNotFoundError:
+                continue
+            except OSError as failure:
+                log.warning("%s could not be moved to %s/: %s", file.path, SET_ASIDE, failure)
+            log.warning("%s was set aside: %s", file.path, reason)
+            outcome, import_id = Outcome(path, "set aside", error=reason), ""
+        if outcome.state != "left":
+            _record(client, settings, file, outcome, import_id, started)
+            if file.import_id:
+                folder.remove(file)
+        yield outcome
+
+
+def _ingest_file(client: Client, settings: Settings, folder: LandingFolder, file: LandingFile) -> tuple[Outcome, str]:
+    if file.extension not in EXTENSIONS:
+        raise Unreadable(
+            f"Its extension is {file.extension or 'missing'!r}; the landing folder takes {', '.join(EXTENSIONS)}, "
+            f"each also with {' or '.join(COMPRESSIONS)}."
+        )
+    import_id = file.import_id or _prove_readable(folder, file)
+    if not file.import_id and not folder.unchanged(file):
+        return Outcome(file.path, "left", error="It is still being written."), ""
+    done = client.query(
+        "select count() from {database:Identifier}.landing_files where content_id = {id:String} and state = 'done'",
+        parameters={"database": settings.database, "id": import_id},
+    ).result_rows[0][0]
+    if done:
+        return Outcome(file.path, "done"), import_id
+    source = "http" if file.import_id else file.path
+    lines = land(client, settings, import_id, source, read_frames(folder, file))
+    return Outcome(file.path, "done", lines, import_result(client, settings, import_id).quarantined), import_id
+
+
+def _prove_readable(folder: LandingFolder, file: LandingFile) -> str:
+    """Read the file to its end, before anything of it is inserted, and return its content's id."""
+    with folder.open(file) as stream:
+        found = content_id(_pieces(stream))
+    if file.extension not in TEXT_EXTENSIONS:  # framing takes any text
+        for _ in read_frames(folder, file):
+            pass
+    return found
+
+
+def _record(
+    client: Client, settings: Settings, file: LandingFile, outcome: Outcome, import_id: str, started: datetime.datetime
+) -> None:
+    row = {
+        "content_id": import_id,
+        "path": outcome.path,
+        "size": file.size,
+        "modified": file.modified,
+        "state": outcome.state,
+        "lines": outcome.lines,
+        "quarantined": outcome.quarantined,
+        "error": outcome.error,
+        "started_at": started,
+        "finished_at": _now(),
+    }
+    client.insert(
+        f"{settings.database}.landing_files", [list(row.values())], column_names=list(row), settings={"async_insert": 0}
+    )
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+# --- readers ------------------------------------------------------------------------------------------------------
+
+
+def read_frames(folder: LandingFolder, file: LandingFile) -> Iterator[Frames]:
+    """The lines of a file of any format, in batches; the same content gives the same batches.
+
+    Raises:
+        Unreadable: a CSV or Parquet file that is none.
+        OSError: without an ``errno``, compressed data that is damaged; with one, a failure of the file system.
+    """
+    with folder.open(file) as stream:
+        if file.extension == ".csv":
+            yield from _csv_frames(stream)
+        elif file.extension == ".parquet":
+            yield from _parquet_frames(stream, compressed=bool(file.compression))
+        else:
+            yield from frames(_pieces(stream), document=file.extension == ".json")
+
+
+def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
+    while piece := stream.read(READ_BYTES):
+        yield piece
+
+
+def _csv_frames(stream: IO[bytes]) -> Iterator[Frames]:
+    # Bytes that are not UTF-8 pass through unchanged.
+    text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
+    taken: list[str] = []  # the physical lines of the row that is being read
+
+    def physical_lines() -> Iterator[str]:
+        while line := text.readline(MAX_FRAME):
+            if len(line) == MAX_FRAME:
+                raise Unreadable(f"Line {rows.line_num + 1} is longer than {MAX_FRAME} characters.")
+            taken.append(line)
+            yield line
+
+    csv.field_size_limit(MAX_FRAME)
+    rows = csv.reader(physical_lines())
+    header: list[str] | None = None
+    lines: list[bytes] = []
+    raws: list[bytes] = []
+    numbers: list[int] = []
+    size = 0
+    try:
+        for row in rows:
+            raw = "".join(taken).rstrip("\r\n")
+            number = rows.line_num - len(taken) + 1
+            taken.clear()
+            if not row:
+                continue
+            if header is None:
+                header = row
+                continue
+            raw_bytes = raw.encode("utf-8", "surrogateescape")
+            if len(row) == len(header):
+                event = json.dumps(dict(zip(header, row, strict=True)), ensure_ascii=False)
+                lines.append(event.encode("utf-8", "surrogateescape"))
+            else:
+                lines.append(raw_bytes)  # no event: quarantined as it came
+            raws.append(raw_bytes)
+            numbers.append(number)
+            size += len(raw_bytes)
+            if len(lines) == ROWS_A_BATCH or size >= MAX_FRAME:
+                yield Frames(lines, numbers, raws)
+                lines, numbers, raws, size = [], [], [], 0
+    except csv.Error as error:
+        raise Unreadable(f"It is no CSV that can be read: line {rows.line_num}: {error}.") from error
+    finally:
+        text.detach()
+    if lines:
+        yield Frames(lines, numbers, raws)
+
+
+def _parquet_frames(stream: IO[bytes], *, compressed: bool) -> Iterator[Frames]:
+    with tempfile.TemporaryFile() as copy:
+        if compressed:  # Parquet is read from its end
+            shutil.copyfileobj(stream, copy, READ_BYTES)
+            copy.seek(0)
+        number = 1
+        try:
+            with pq.ParquetFile(copy if compressed else stream, pre_buffer=False) as table:
+                for batch in table.iter_batches(ROWS_A_BATCH):
+                    rows = _json_columns(batch).to_pylist(maps_as_pydicts="lossy")
+                    lines = [_json_object(row) for row in rows]
+                    yield Frames(lines, range(number, number + len(lines)))
+                    number += len(lines)
+        except pa.ArrowException as error:
+            raise Unreadable(f"It is no Parquet file that can be read: {error}.") from error
+
+
+def _json_columns(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with times in microseconds: Python's have no nanoseconds."""
+    fields = [
+        pa.field(column.name, pa.timestamp("us", column.type.tz))
+        if pa.types.is_timestamp(column.type) and column.type.unit == "ns"
+        else column
+        for column in batch.schema
+    ]
+    return batch.cast(pa.schema(fields), safe=False)
+
+
+def _json_object(row: dict[str, Any]) -> bytes:
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_json_value)
+    except ValueError:  # JSON has no NaN and no infinity
+        text = json.dumps(_finite(row), ensure_ascii=False, default=_json_value)
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _json_value(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
