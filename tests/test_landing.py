@@ -77,7 +77,7 @@ def kept(client: Client, settings: Settings, import_id: str) -> list[tuple]:
 def quarantined(client: Client, settings: Settings, import_id: str) -> dict[int, str]:
     return dict(
         client.query(
-            "select line_number, hex(raw) from {database:Identifier}.app_events_quarantine final "
+            "select line_number, hex(raw) from {database:Identifier}.app_events_quarantine "
             "where c__import_id = {id:String} order by line_number",
             parameters={"database": settings.database, "id": import_id},
         ).result_rows

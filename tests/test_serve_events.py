@@ -93,7 +93,7 @@ def test_rejects_are_told_and_kept(
     assert [reject["line"] for reject in response.json["quarantined"]] == [3, 5]
     assert response.json["quarantined"][1]["column"] == "event_time"
     quarantined = client.query(
-        f"select line_number, raw from {settings.database}.app_events_quarantine final "
+        f"select line_number, raw from {settings.database}.app_events_quarantine "
         "where c__import_id = {id:String} order by line_number",
         parameters={"id": response.json["import_id"]},
     )

@@ -14,19 +14,25 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import closing, suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
-from warehouse.connection import serve_password
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from warehouse.connection import connect, serve_password
 from warehouse.schema import serve_grants
 from warehouse.settings import Settings, SettingsError
 
 # The server answers clients only in this format: with another, clickhouse-connect cannot read its version.
 FORMAT = "TabSeparated"
-SERVE_UNTIL_KILLED = (
-    "SYSTEM START LISTEN HTTP; SELECT sleepEachRow(1) FROM system.numbers "
+# Looks ten times a second whether it was killed.
+ENDLESS_QUERY = (
+    "SELECT sleepEachRow(0.1) FROM system.numbers "
     "SETTINGS max_block_size = 1, function_sleep_max_microseconds_per_block = 0 FORMAT Null"
 )
+# The engine waits for inserts and merges when its query ends; a supervisor allows it 20 s.
+STOP_SECONDS = 15
 
 
 class EmbeddedServerError(Exception):
@@ -105,21 +111,26 @@ def run(settings: Settings) -> None:
 
     from chdb import _chdb  # loads 500 MB of engine: only in this process
 
-    ended = threading.Event()
+    ended, stop = threading.Event(), threading.Event()
     failure: list[BaseException] = []
 
     def serve() -> None:
         try:
-            _chdb.query(SERVE_UNTIL_KILLED, FORMAT, path=str(directory / "store"))
+            _chdb.query(f"SYSTEM START LISTEN HTTP; {ENDLESS_QUERY}", FORMAT, path=str(directory / "store"))
         except BaseException as error:
             failure.append(error)
         ended.set()
+        stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, lambda *_: stop.set())
     threading.Thread(target=serve, daemon=True).start()
-    ended.wait()
-    if failure:
+    stop.wait()
+    if not ended.is_set():
+        with suppress(ClickHouseError), closing(connect(settings)) as client:
+            client.command("kill query where query = {query:String}", parameters={"query": ENDLESS_QUERY})
+        ended.wait(STOP_SECONDS)
+    elif failure:
         raise EmbeddedServerError(f"The embedded ClickHouse ended: {failure[0]}") from failure[0]
 
 

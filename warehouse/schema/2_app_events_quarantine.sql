@@ -1,5 +1,4 @@
 -- Every line that is not a valid event, with where it came from and what is wrong with it.
--- One row per line of an import: the same line again replaces itself.
 create table if not exists {database}.app_events_quarantine
 (
     event_id String comment 'As sent, or empty',
@@ -20,7 +19,7 @@ create table if not exists {database}.app_events_quarantine
     raw String comment 'The line as it came',
     source LowCardinality(String) comment 'Door and name of what was imported: http, or the path of the file'
 )
-engine = ReplacingMergeTree
+engine = MergeTree
 order by (c__import_id, line_number)
 settings non_replicated_deduplication_window = 100000
 comment 'Lines that are not valid events, with the reason; sent = kept + quarantined';

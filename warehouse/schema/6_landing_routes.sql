@@ -77,7 +77,7 @@ select
                 1,
                 10
             )
-        from {database}.app_events_quarantine final
+        from {database}.app_events_quarantine
         where c__import_id = {import_id:String}
     ) as rejects
 from {database}.imports
