@@ -6,7 +6,7 @@
         count.event_count as event_count
     from {{ ref('events_by_type_daily') }} final
     array join counts as count
-    where day in periods.days
+    where day in fresh_days
 
     union all
 
@@ -16,7 +16,7 @@
         count.event_count as event_count
     from {{ ref('events_by_type_hourly') }} final
     array join counts as count
-    where hour in periods.hours
+    where hour in fresh_hours
 
     union all
 

@@ -8,7 +8,7 @@
         session.user_key as user_key
     from {{ ref('sessions_hourly') }} final
     array join sessions as session
-    where hour in periods.hours
+    where hour in fresh_hours
 
     union all
 

@@ -38,6 +38,7 @@ def serve_grants(settings: Settings) -> list[str]:
     return [
         f"INSERT ON {settings.database}.landing",
         f"SELECT ON {settings.database}.import_results",
+        f"SELECT ON {settings.database}.import_rejects",
         f"SELECT ON {settings.api_database}.*",
     ]
 

@@ -10,7 +10,7 @@ with
             pair.pair_count as pair_count
         from {{ ref('event_properties_daily') }} final
         array join pairs as pair
-        where day in periods.days
+        where day in fresh_days
 
         union all
 
@@ -21,7 +21,7 @@ with
             pair.pair_count as pair_count
         from {{ ref('event_properties_hourly') }} final
         array join pairs as pair
-        where hour in periods.hours
+        where hour in fresh_hours
 
         union all
 

@@ -10,25 +10,29 @@ create table if not exists {database}.landing
 engine = Null
 comment 'The way in: one raw line per row, routed to app_events or app_events_quarantine';
 
--- What landing_check says of each line: its columns as text, and the faults that keep it from being an event.
+-- What landing_check says of each line.
 create table if not exists {database}.landing_checked
 (
-    event_id String,
-    user_id String,
-    event_type String,
-    event_time String,
-    event_time_utc Nullable(DateTime('UTC')),
-    app_version String,
-    device_type String,
-    os_version String,
-    country String,
-    properties String,
-    session_id String,
-    faults Array(Tuple(column String, reason String)),
-    line_number UInt64,
-    import_id String,
-    source String,
-    raw String
+    event Tuple(
+        event_id String,
+        user_id String,
+        event_type String,
+        event_time String,
+        app_version String,
+        device_type String,
+        os_version String,
+        country String,
+        properties String,
+        session_id String
+    ) comment 'The columns as text; empty where they are missing or the line holds no JSON',
+    event_time_utc Nullable(DateTime('UTC')) comment 'Null where event_time is no time',
+    nested_columns Array(String) comment 'Columns that hold an object or array in place of text',
+    is_valid Bool comment 'True for an event, false for a line to quarantine',
+    line String comment 'As in landing',
+    raw String comment 'As in landing',
+    line_number UInt64 comment 'As in landing',
+    import_id String comment 'As in landing',
+    source String comment 'As in landing'
 )
 engine = Null
 comment 'Lines of landing after the check: passed on, never stored';
