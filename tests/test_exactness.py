@@ -264,24 +264,25 @@ def test_answers_equal_the_tutorial_after_any_history(
         assert_exact(warehouse, start_date, end_date, pick)
 
 
-def test_copies_that_differ_count_as_one_event_before_and_after_a_build(warehouse: Warehouse) -> None:
+def test_of_copies_that_differ_the_first_counts_before_and_after_a_build(warehouse: Warehouse) -> None:
     base = {"event_id": "e1", "event_time": TIMES[5], "user_id": "u1", "session_id": "s1", "properties": ""}
-    copies = [base | {"event_type": kind, "country": country} for kind in ("a", "b", "c") for country in ("FR", "US")]
-    answers = []
+    copies = [base | {"event_type": kind, "country": country} for kind in ("b", "a", "c") for country in ("FR", "US")]
     for order in (copies, copies[::-1]):
         warehouse.empty()
-        for copy in order:
-            warehouse.insert([copy])
+        for line, copy in enumerate(order):
+            warehouse.insert([copy | {"inserted_at": f"2026-01-01 00:00:00.{line:03}"}])
         for build in ((), HOURLY, DAILY):
             warehouse.build(build)
-            answers.append(
-                (
-                    warehouse.endpoint("events_by_type", start_date=None, end_date=None, app_version=None),
-                    warehouse.endpoint("user_sessions", start_date=None, end_date=None, country=None, device_type=None),
+            assert warehouse.endpoint("events_by_type", start_date=None, end_date=None, app_version=None) == [
+                (order[0]["event_type"], 1)
+            ]
+            assert [
+                sessions
+                for country in ("FR", "US")
+                for _, sessions, _, _ in warehouse.endpoint(
+                    "user_sessions", start_date=None, end_date=None, country=country, device_type=None
                 )
-            )
-    assert all(answer == answers[0] for answer in answers)
-    assert sum(count for _, count in answers[0][0]) == 1
+            ] == [1]
 
 
 def test_only_the_periods_that_changed_are_built_again(warehouse: Warehouse) -> None:

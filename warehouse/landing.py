@@ -153,7 +153,8 @@ def import_result(client: Client, settings: Settings, import_id: str) -> ImportR
     rejects: list[tuple[int, str, str]] = []
     if quarantined:
         found = client.query(
-            f"select line_number, fault_column, error from {settings.database}.import_rejects(import_id = {{id:String}})",
+            "select line_number, fault_column, error "
+            f"from {settings.database}.import_rejects(import_id = {{id:String}})",
             parameters=parameters,
         ).result_rows
         rejects = [(line, column, error) for line, column, error in found]

@@ -21,9 +21,12 @@ from warehouse.connection import connect
 from warehouse.settings import PROJECT_DIR, Settings
 
 JOB = "build"
+EVERYTHING_JOB = "build_everything"
 INPUT_TAG = "input"
 # Unit tests try the SQL on rows of their own: `make test` runs them, events do not change their result.
 BUILD = ["build", "--exclude-resource-type", "unit_test"]
+# Costs what the whole history costs, so it has a job of its own.
+READS_EVERY_EVENT = "tag:reads_every_event"
 
 dbt_project = DbtProject(project_dir=PROJECT_DIR, target_path=os.environ.get("DBT_TARGET_PATH", "target"))
 
@@ -59,7 +62,10 @@ class Translator(DagsterDbtTranslator):
 )
 def models(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterator[Any]:
     # One folder for every build: there is one at a time, and a folder each would fill the disk minute by minute.
-    invocation = dbt.cli(BUILD, context=context, target_path=PROJECT_DIR / dbt_project.target_path / "build")
+    exclude = [] if context.run.job_name == EVERYTHING_JOB else ["--exclude", READS_EVERY_EVENT]
+    invocation = dbt.cli(
+        [*BUILD, *exclude], context=context, target_path=PROJECT_DIR / dbt_project.target_path / "build"
+    )
     yield from invocation.stream()
 
 
@@ -69,6 +75,23 @@ build_job = dg.define_asset_job(
     description="Build the rollups and endpoints, and test them.",
     executor_def=dg.in_process_executor,
     tags=concurrency_tag(JOB),
+)
+
+
+everything_job = dg.define_asset_job(
+    EVERYTHING_JOB,
+    selection=dg.AssetSelection.assets(models),
+    description="Build everything, and run the tests that read every event too.",
+    executor_def=dg.in_process_executor,
+    tags=concurrency_tag(JOB),
+)
+
+every_night = dg.ScheduleDefinition(
+    name="every_night",
+    job=everything_job,
+    cron_schedule="30 3 * * *",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Builds everything and runs every test once a day.",
 )
 
 

@@ -1,3 +1,5 @@
+{{ config(tags=['reads_every_event']) }}
+
 -- What fresh hours say and what app_events holds must be the same number of distinct events; stale hours do not count.
 with
     events_now as

@@ -16,8 +16,9 @@ create table if not exists {database}.app_events
     line_number UInt64 comment 'Line of the import that held the event, from 1' codec(Delta, ZSTD(1)),
     inserted_at DateTime64(3, 'UTC') default now64(3, 'UTC') comment 'When the row was inserted, in UTC' codec(Delta, ZSTD(1)),
     content_hash UInt64 alias cityHash64(
-        event_id, user_id, event_type, event_time, app_version, device_type, os_version, country, properties, session_id
-    ) comment 'Hash of the columns of the event',
+        event_id, user_id, event_type, event_time, app_version, device_type, os_version, country, properties, session_id,
+        import_id, line_number, inserted_at
+    ) comment 'Hash of the row; computed when asked for, never stored',
     projection content_by_hour
     (
         select
