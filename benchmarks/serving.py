@@ -12,7 +12,7 @@ from benchmarks.report import table
 from benchmarks.sandbox import dbt, sandbox
 from warehouse.connection import admin_token, serve_password
 
-REQUESTS = 400
+REQUESTS = 200
 ENDPOINTS = {
     "events_by_type": {"app_version": None},
     "user_sessions": {"country": None, "device_type": None},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -98,12 +99,13 @@ class Dbt:
     def __init__(self, environ: dict[str, str]) -> None:
         self.environ = environ
 
-    def __call__(self, *arguments: str) -> str:
+    def __call__(self, *arguments: str, project: Path = PROJECT_DIR) -> str:
         """What dbt printed; an AssertionError with all of it when it fails."""
+        own_target = {} if project == PROJECT_DIR else {"DBT_TARGET_PATH": str(project / "target")}
         done = subprocess.run(
             [Path(sys.executable).with_name("dbt"), "--no-use-colors", *arguments],
-            env=self.environ,
-            cwd=PROJECT_DIR,
+            env=self.environ | own_target,
+            cwd=project,
             capture_output=True,
             text=True,
         )
@@ -113,6 +115,15 @@ class Dbt:
     def compiled(self, model: str) -> str:
         """The statement that the last run sent for a model, named by its path under ``models``."""
         return (Path(self.environ["DBT_TARGET_PATH"]) / "run/mobile_analytics/models" / model).read_text()
+
+
+def copy_of_the_project(folder: Path) -> Path:
+    """The dbt project in a folder of its own, for tests that edit it."""
+    for name in ("dbt_project.yml", "profiles.yml", "models", "macros", "seeds", "tests/data"):
+        source, target = PROJECT_DIR / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    return folder
 
 
 @pytest.fixture(scope="session")

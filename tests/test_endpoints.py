@@ -6,8 +6,6 @@ import itertools
 import json
 import re
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,7 +15,7 @@ from typing import Any
 import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
-from conftest import Dbt, EmbeddedServer
+from conftest import Dbt, copy_of_the_project
 from flask.testing import FlaskClient
 
 from serve.app import create_app
@@ -157,28 +155,17 @@ def test_all_means_not_filtered(web: FlaskClient, settings: Settings, events: ob
 
 
 def test_the_endpoint_of_the_readme_needs_no_python_and_no_restart(
-    web: FlaskClient, client: Client, settings: Settings, server: EmbeddedServer, events: object, tmp_path: Path
+    web: FlaskClient, client: Client, settings: Settings, dbt: Dbt, events: object, tmp_path: Path
 ) -> None:
     readme = (PROJECT_DIR / "README.md").read_text()
     files = re.findall(r"```(?:sql|yaml)\n(?:--|#) (models/\S+)\n(.*?)```", readme, re.DOTALL)
     [command] = re.findall(r"`\.venv/bin/(dbt build --select errors_by_country)`", readme)
     assert [Path(name).suffix for name, _ in files] == [".sql", ".yml"]
-    for name in ("dbt_project.yml", "profiles.yml", "models", "macros", "seeds", "tests/data"):
-        source, target = PROJECT_DIR / name, tmp_path / name
-        target.parent.mkdir(exist_ok=True)
-        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    project = copy_of_the_project(tmp_path)
     for name, content in files:
-        (tmp_path / name).write_text(content)
-    environ = server.environ | {"DBT_TARGET_PATH": str(tmp_path / "target"), "DBT_LOG_PATH": str(tmp_path / "logs")}
+        (project / name).write_text(content)
     try:
-        done = subprocess.run(
-            [Path(sys.executable).with_name("dbt"), *command.split()[1:]],
-            env=environ,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout
+        dbt(*command.split()[1:], project=project)
         assert answer(web, settings, "errors_by_country", country="FR") == plain(
             client,
             settings,

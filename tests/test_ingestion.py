@@ -237,6 +237,13 @@ def test_a_build_through_dagster(repository: dg.RepositoryDefinition, client: Cl
     built = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key}
     assert built >= MODELS | ENDPOINTS
     assert all(evaluation.passed for evaluation in result.get_asset_check_evaluations())
+    periods_built = {
+        materialization.asset_key.to_user_string(): materialization.metadata["periods_built"].value
+        for event in result.get_asset_materialization_events()
+        if "periods_built" in (materialization := event.materialization).metadata
+    }
+    assert periods_built.keys() == MODELS - {"stg_app_events"}
+    assert set(periods_built.values()) == {0}, "the second build found nothing to do"
     views = client.query(
         "select name from system.tables where database = {database:String}",
         parameters={"database": settings.api_database},

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import EmbeddedServer, environment, free_port
 
-from warehouse.connection import connect
+from warehouse.connection import admin_token, connect
 from warehouse.settings import PROJECT_DIR, Settings
 
 SAMPLE_EVENTS = 3000
@@ -115,6 +115,31 @@ def test_a_fresh_copy_has_every_part_and_the_sample_events(running: Copy) -> Non
     assert running.events() == SAMPLE_EVENTS
 
 
+def test_the_commands_of_the_readme(running: Copy) -> None:
+    """The two requests of the tutorial as the README shows them, sent by a shell."""
+    readme = (PROJECT_DIR / "README.md").read_text()
+    [commands] = re.findall(r"```bash\n(curl -X POST.*?)```", readme, re.DOTALL)
+    answers = subprocess.run(
+        ["/bin/bash", "-c", commands.replace("127.0.0.1:8000", f"127.0.0.1:{running.settings.api_port}")],
+        env=running.environ | {"TOKEN": admin_token(running.settings)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    received, _, answer = answers.partition("}")
+    assert json.loads(received + "}")["successful_rows"] == 1
+    assert json.loads(answer)["data"] == [{"event_type": "app_open", "event_count": 1}]
+
+
+def test_the_sample_command_of_the_readme(running: Copy) -> None:
+    [command] = re.findall(
+        r"`\.venv/bin/python (-m warehouse\.sample --events) \d+`", (PROJECT_DIR / "README.md").read_text()
+    )
+    before = running.events()
+    subprocess.run([sys.executable, *command.split(), "500"], env=running.environ, cwd=PROJECT_DIR, check=True)
+    until(lambda: running.events() == before + 500, 120)
+
+
 def test_a_second_copy_on_the_same_data_folder_is_refused(running: Copy) -> None:
     other_ports = environment(running.settings.data_dir)
     assert "in use by another copy" in refusal(other_ports)
@@ -131,7 +156,7 @@ def test_a_taken_port_is_named(running: Copy, tmp_path: Path, name: str) -> None
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_that_dies_is_started_again(running: Copy, part: str) -> None:
-    killed = running.pid_of(part)
+    killed, events = running.pid_of(part), running.events()
     assert killed
     os.kill(killed, signal.SIGKILL)
     until(lambda: running.pid_of(part) not in (None, killed), 20)
@@ -139,7 +164,7 @@ def test_a_part_that_dies_is_started_again(running: Copy, part: str) -> None:
 
     def answers() -> bool:
         try:
-            return running.events() == SAMPLE_EVENTS
+            return running.events() == events
         except OSError:
             return False
 
@@ -148,6 +173,7 @@ def test_a_part_that_dies_is_started_again(running: Copy, part: str) -> None:
 
 @pytest.mark.timeout(240)
 def test_sigterm_ends_every_part_in_order_and_the_next_start_continues(running: Copy) -> None:
+    events = running.events()
     running.process.terminate()
     time.sleep(0.2)
     running.process.send_signal(signal.SIGINT)  # a second signal changes nothing
@@ -157,7 +183,7 @@ def test_sigterm_ends_every_part_in_order_and_the_next_start_continues(running: 
     assert (stopped[0], stopped[-1]) == ("api", "clickhouse")
 
     running.start()
-    assert running.events() == SAMPLE_EVENTS
+    assert running.events() == events
     assert "sample events" not in running.text()
 
 
@@ -186,3 +212,23 @@ def test_a_clickhouse_that_refuses_the_login_is_told_apart(server: EmbeddedServe
         "CLICKHOUSE_PASSWORD": "wrong",
     }
     assert "CLICKHOUSE_PASSWORD" in refusal(environ)
+
+
+@pytest.mark.timeout(240)
+def test_a_server_that_is_there_is_used_and_left_running(server: EmbeddedServer, tmp_path: Path) -> None:
+    """The embedded server plays the part of a server whose users cannot be changed by SQL."""
+    environ = environment(tmp_path / "data") | {
+        "CLICKHOUSE_HOST": "127.0.0.1",
+        "CLICKHOUSE_PORT": server.environ["CLICKHOUSE_PORT"],
+        "CLICKHOUSE_DATABASE": "elsewhere",
+    }
+    copy = Copy(environ, tmp_path / "output")
+    copy.start()
+    try:
+        assert copy.pid_of("clickhouse") is None
+        assert "elsewhere_serve could not be made" in copy.text()
+        assert copy.events() == 0  # samples are for a fresh embedded database only
+    finally:
+        copy.process.terminate()
+        copy.process.wait(60)
+    assert connect(server.settings).command("select 1") == 1

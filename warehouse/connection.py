@@ -36,8 +36,10 @@ def connect(settings: Settings, *, as_serve_user: bool = False, **options: Any) 
 
 
 def serve_password(settings: Settings) -> str:
-    """The password of the API's database user: random, made once, kept in ``DATA_DIR`` with mode 0600."""
-    return stored_secret(settings.data_dir / "serve_password")
+    """``CLICKHOUSE_SERVE_PASSWORD``, or one that was made at random once and is kept in ``DATA_DIR`` with mode 0600."""
+    if settings.serve_user == settings.clickhouse_user:
+        return settings.clickhouse_password
+    return settings.serve_password or stored_secret(settings.data_dir / "serve_password")
 
 
 def admin_token(settings: Settings) -> str:

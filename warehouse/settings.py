@@ -19,6 +19,8 @@ class Settings:
     """Every setting of the project; the README lists the variables.
 
     Attributes:
+        serve_user: the database user of the API, which may insert into landing and read the endpoint views.
+        serve_password: its password; empty when the project makes the user, with a password of its own.
         embedded: True when no ``CLICKHOUSE_HOST`` is set and the project runs its own server.
         landing_url: a local path or any fsspec URL.
     """
@@ -29,6 +31,8 @@ class Settings:
     clickhouse_password: str = field(repr=False)
     clickhouse_secure: bool
     database: str
+    serve_user: str
+    serve_password: str = field(repr=False)
     embedded: bool
     data_dir: Path
     landing_url: str
@@ -45,6 +49,7 @@ class Settings:
             SettingsError: a value that is not what its variable takes.
         """
         host = environ.get("CLICKHOUSE_HOST", "")
+        database = _identifier(environ, "CLICKHOUSE_DATABASE", "analytics")
         data_dir = Path(environ.get("DATA_DIR") or PROJECT_DIR / "data").expanduser().resolve()
         return cls(
             clickhouse_host=host or "127.0.0.1",
@@ -52,7 +57,9 @@ class Settings:
             clickhouse_user=environ.get("CLICKHOUSE_USER") or "default",
             clickhouse_password=environ.get("CLICKHOUSE_PASSWORD", ""),
             clickhouse_secure=_boolean(environ, "CLICKHOUSE_SECURE"),
-            database=_identifier(environ, "CLICKHOUSE_DATABASE", "analytics"),
+            database=database,
+            serve_user=_identifier(environ, "CLICKHOUSE_SERVE_USER", f"{database}_serve"),
+            serve_password=environ.get("CLICKHOUSE_SERVE_PASSWORD", ""),
             embedded=not host,
             data_dir=data_dir,
             landing_url=environ.get("LANDING_URL") or str(data_dir / "landing"),
@@ -66,11 +73,6 @@ class Settings:
     def api_database(self) -> str:
         """The database that holds the endpoint views, and nothing else."""
         return f"{self.database}_api"
-
-    @property
-    def serve_user(self) -> str:
-        """The database user of the API: may insert into landing and read the endpoint views."""
-        return f"{self.database}_serve"
 
 
 def _port(environ: Mapping[str, str], name: str, default: int) -> int:

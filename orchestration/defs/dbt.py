@@ -1,8 +1,10 @@
 """The dbt project: rollups and endpoints built on ``app_events``, dbt's tests as asset checks."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import dagster as dg
@@ -43,6 +45,12 @@ def manifest_is_stale() -> bool:
 # Every run loads this anew: a model that was added a moment ago is part of the next build.
 if manifest_is_stale():
     DagsterDbtProjectPreparer().prepare(dbt_project)  # `dbt parse`: needs no server
+# Rows of these have a built_at, and their period is an hour or a day.
+ROLLUPS = frozenset(
+    node["name"]
+    for node in json.loads(dbt_project.manifest_path.read_text())["nodes"].values()
+    if node["resource_type"] == "model" and node["config"]["materialized"] == "incremental"
+)
 MANIFEST_ID = hashlib.sha256(dbt_project.manifest_path.read_bytes()).hexdigest()[:16]
 
 
@@ -61,12 +69,24 @@ class Translator(DagsterDbtTranslator):
     dagster_dbt_translator=Translator(DagsterDbtTranslatorSettings(enable_source_tests_as_checks=True)),
 )
 def models(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterator[Any]:
+    settings = Settings.from_env()
     # One folder for every build: there is one at a time, and a folder each would fill the disk minute by minute.
     exclude = [] if context.run.job_name == EVERYTHING_JOB else ["--exclude", READS_EVERY_EVENT]
-    invocation = dbt.cli(
-        [*BUILD, *exclude], context=context, target_path=PROJECT_DIR / dbt_project.target_path / "build"
-    )
-    yield from invocation.stream()
+    with closing(connect(settings)) as client:
+        began = client.query("select now64(3, 'UTC')").result_rows[0][0]
+        invocation = dbt.cli(
+            [*BUILD, *exclude], context=context, target_path=PROJECT_DIR / dbt_project.target_path / "build"
+        )
+        for event in invocation.stream():
+            if isinstance(event, dg.Output) and event.output_name in ROLLUPS:
+                built = client.query(
+                    "select count() from {database:Identifier}.{rollup:Identifier} final "
+                    "where built_at >= {began:DateTime64(3)}",
+                    parameters={"database": settings.database, "rollup": event.output_name, "began": began},
+                ).result_rows[0][0]
+                yield event.with_metadata({**event.metadata, "periods_built": built})
+            else:
+                yield event
 
 
 build_job = dg.define_asset_job(

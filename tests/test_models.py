@@ -1,0 +1,76 @@
+"""The dbt project as an analytics engineer finds it: documented, tested, and usable from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Dbt, copy_of_the_project
+
+
+@pytest.fixture(scope="module")
+def catalog(dbt: Dbt) -> dict[str, Any]:
+    """What `dbt docs generate` finds in the database, beside the manifest."""
+    dbt("build")
+    dbt("docs", "generate")
+    target = Path(dbt.environ["DBT_TARGET_PATH"])
+    return {name: json.loads((target / f"{name}.json").read_text()) for name in ("catalog", "manifest")}
+
+
+def models(catalog: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    nodes = catalog["manifest"]["nodes"].values()
+    return {node["name"]: node for node in nodes if node["resource_type"] in ("model", "seed")}
+
+
+def test_every_model_and_column_is_described(catalog: dict[str, Any]) -> None:
+    undescribed = [name for name, model in models(catalog).items() if not model["description"]]
+    for model in models(catalog).values():
+        found = catalog["catalog"]["nodes"].get(model["unique_id"], {"columns": {}})["columns"]
+        columns = model["columns"]
+        undescribed += [f"{model['name']}.{column}" for column in found if column not in columns]
+        undescribed += [f"{model['name']}.{name}" for name, column in columns.items() if not column["description"]]
+    assert undescribed == []
+
+
+def test_every_rollup_has_a_key_test_and_a_contract(catalog: dict[str, Any]) -> None:
+    tests = [node for node in catalog["manifest"]["nodes"].values() if node["resource_type"] == "test"]
+    keyed = {test["attached_node"].split(".")[-1] for test in tests if "unique" in test["name"]}
+    rollups = {name for name, model in models(catalog).items() if model["config"]["materialized"] == "incremental"}
+    assert len(rollups) == 6
+    assert rollups <= keyed
+    assert all(models(catalog)[name]["config"]["contract"]["enforced"] for name in rollups)
+
+
+def test_a_model_reads_sources_through_staging_or_the_shared_macros_only(catalog: dict[str, Any]) -> None:
+    """Endpoints and rollups name no table of the landing by themselves: what counts as an event is decided once."""
+    for model in models(catalog).values():
+        assert "source(" not in model.get("raw_code", ""), model["name"]
+
+
+@pytest.mark.parametrize(
+    ("words", "others", "reason"),
+    [
+        ("data_type: UInt64", "data_type: String", "its YAML declares"),
+        (
+            "description: Only events of this version of the app; `all` means not filtered.",
+            "example: x",
+            "app_version has",
+        ),
+    ],
+)
+def test_an_endpoint_that_differs_from_its_yaml_fails(
+    dbt: Dbt, tmp_path: Path, words: str, others: str, reason: str
+) -> None:
+    project = copy_of_the_project(tmp_path)
+    yaml = project / "models/endpoints/_endpoints__models.yml"
+    assert words in yaml.read_text()
+    yaml.write_text(yaml.read_text().replace(words, others, 1))
+    with pytest.raises(AssertionError, match=reason):
+        dbt("run", "--select", "events_by_type", project=project)
+    dbt("run", "--select", "events_by_type")
+
+
+def test_freshness_is_told(dbt: Dbt) -> None:
+    assert "freshness of landing.app_events" in dbt("source", "freshness", "--select", "source:landing.app_events")
