@@ -4,19 +4,8 @@
         count.event_type::String as event_type,
         count.app_version as app_version,
         count.event_count as event_count
-    from {{ ref('events_by_type_daily') }} final
+    from {{ rollup_rows(ref('events_by_type_daily'), ref('events_by_type_hourly'), 'counts') }}
     array join counts as count
-    where day in fresh_days
-
-    union all
-
-    select
-        count.event_type::String as event_type,
-        count.app_version as app_version,
-        count.event_count as event_count
-    from {{ ref('events_by_type_hourly') }} final
-    array join counts as count
-    where hour in fresh_hours
 
     union all
 
@@ -24,5 +13,5 @@
         event_type::String as event_type,
         app_version,
         1 as event_count
-    from {{ events_of_periods() }}
+    from {{ raw_events() }}
 {% endmacro %}

@@ -3,25 +3,18 @@
     The split of [start_date, end_date] that makes an answer exact and fast, for the `with` of an endpoint:
 
         from_time, to_time    the bounds, both included
-        fresh_days            whole days whose row in `daily` is fresh
-        fresh_hours           other whole hours whose row in `hourly` is fresh
-        distinct_hours        hours to read from app_events that are known to hold no event twice
-        unchecked_hours       hours to read from app_events whose copies must be removed
+        fresh_periods         (is_day, period): whole days whose row in `daily` is fresh, and of the other days the whole
+                              hours whose row in `hourly` is; `period` is where they start
+        raw_hours             the hours to read from app_events
 
     Fresh: built from the content that app_events has at this moment. A scalar subquery, so that it runs once and its
-    arrays are constants for the reads that use them. ClickHouse resolves it again at each use, so every function in it
-    costs (25 to 50 us, twice four times): it has as few as possible.
+    arrays are constants for the reads that use them. ClickHouse resolves it anew at each use, twice, and each function
+    in it costs 25 to 50 us of that: few uses and few functions.
 -#}
     coalesce({start_date:Nullable(DateTime('UTC'))}, toDateTime(0, 'UTC')) as from_time,
     coalesce({end_date:Nullable(DateTime('UTC'))}, toDateTime(4294967295, 'UTC')) as to_time,
     (
-        select
-            (
-                groupArrayIf(day, is_fresh),
-                groupArrayArrayIf(fresh, not is_fresh),
-                groupArrayArrayIf(known, not is_fresh),
-                groupArrayArrayIf(unknown, not is_fresh)
-            )
+        select (groupArrayArray(fresh), groupArrayArray(raw))
         from
         (
             select
@@ -34,10 +27,13 @@
                         input_fingerprint
                     from {{ daily }} final
                     where toInt64(toDateTime(day, 'UTC')) between toInt64(from_time) and toInt64(to_time) - 86399
-                ) as is_fresh,
-                groupArrayIf(hour, hour_is_fresh) as fresh,
-                groupArrayIf(hour, hour_is_distinct and not hour_is_fresh) as known,
-                groupArrayIf(hour, not hour_is_distinct and not hour_is_fresh) as unknown
+                ) as day_is_fresh,
+                if(
+                    day_is_fresh,
+                    [(true, toDateTime(day, 'UTC'))],
+                    groupArrayIf((false, hour), hour_is_fresh)
+                ) as fresh,
+                if(day_is_fresh, [], groupArrayIf(hour, not hour_is_fresh)) as raw
             from
             (
                 select
@@ -52,47 +48,41 @@
                             input_fingerprint
                         from {{ hourly }} final
                         where toInt64(hour) between toInt64(from_time) and toInt64(to_time) - 3599
-                    ) as hour_is_fresh,
-                    (hour, input_rows, input_fingerprint) in
-                    (
-                        select
-                            hour,
-                            events,
-                            input_fingerprint
-                        from {{ hourly }} final
-                        where hour in (toStartOfHour(from_time), toStartOfHour(to_time))
-                    ) as hour_is_distinct
+                    ) as hour_is_fresh
                 from ({{ content_by_hour("toStartOfHour(event_time) between toStartOfHour(from_time) and to_time") }})
             )
             group by day
         )
     ) as periods,
-    periods.1 as fresh_days,
-    periods.2 as fresh_hours,
-    periods.3 as distinct_hours,
-    periods.4 as unchecked_hours
+    periods.1 as fresh_periods,
+    periods.2 as raw_hours
 {% endmacro %}
 
-{% macro events_of_periods() %}
-{#- The distinct events between from_time and to_time in the hours that no rollup answers; to be used beside periods(). -#}
+{% macro rollup_rows(daily, hourly, result) %}
+{#- What the finished days and hours hold of the split; to be used beside periods() of the same two tables. -#}
 (
-    select
-        event_id,
-        user_id,
-        event_type,
-        event_time,
-        app_version,
-        device_type,
-        os_version,
-        country,
-        properties,
-        session_id
-    from {{ source('landing', 'app_events') }}
-    where toStartOfHour(event_time) in distinct_hours and event_time between from_time and to_time
+    select {{ result }}
+    from
+    (
+        select
+            true as is_day,
+            toDateTime(day, 'UTC') as period,
+            {{ result }}
+        from {{ daily }} final
 
-    union all
+        union all
 
-    select *
-    from {{ distinct_events('toStartOfHour(event_time) in unchecked_hours and event_time between from_time and to_time') }}
+        select
+            false as is_day,
+            hour as period,
+            {{ result }}
+        from {{ hourly }} final
+    )
+    where (is_day, period) in fresh_periods
 )
+{% endmacro %}
+
+{% macro raw_events() %}
+{#- The distinct events between from_time and to_time in the hours that no rollup answers; to be used beside periods(). -#}
+{{ distinct_events('toStartOfHour(event_time) in raw_hours and event_time between from_time and to_time') }}
 {% endmacro %}

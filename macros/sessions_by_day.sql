@@ -8,7 +8,7 @@
         session.user_key as user_key
     from {{ ref('sessions_hourly') }} final
     array join sessions as session
-    where hour in fresh_hours
+    where (false, hour) in fresh_periods
 
     union all
 
@@ -18,5 +18,5 @@
         device_type,
         {{ exact_key('session_id') }} as session_key,
         {{ exact_key('user_id') }} as user_key
-    from {{ events_of_periods() }}
+    from {{ raw_events() }}
 {% endmacro %}

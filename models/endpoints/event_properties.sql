@@ -8,20 +8,8 @@ with
             pair.property_key as property_key,
             pair.property_value as property_value,
             pair.pair_count as pair_count
-        from {{ ref('event_properties_daily') }} final
+        from {{ rollup_rows(ref('event_properties_daily'), ref('event_properties_hourly'), 'pairs') }}
         array join pairs as pair
-        where day in fresh_days
-
-        union all
-
-        select
-            pair.event_type as event_type,
-            pair.property_key as property_key,
-            pair.property_value as property_value,
-            pair.pair_count as pair_count
-        from {{ ref('event_properties_hourly') }} final
-        array join pairs as pair
-        where hour in fresh_hours
 
         union all
 
@@ -30,7 +18,7 @@ with
             pair.1 as property_key,
             pair.2 as property_value,
             1 as pair_count
-        from {{ events_of_periods() }}
+        from {{ raw_events() }}
         array join {{ property_pairs('properties') }} as pair
     )
 

@@ -10,7 +10,7 @@ with
             count.total_users as total_users
         from {{ ref('daily_sessions') }} final
         array join counts as count
-        where day in fresh_days and count.country is not null and count.device_type is null
+        where (true, toDateTime(day, 'UTC')) in fresh_periods and count.country is not null and count.device_type is null
     ),
 
     sessions_seen as ({{ sessions_by_day() }}),

@@ -10,7 +10,7 @@ with
         from {{ ref('daily_sessions') }} final
         array join counts as count
         where
-            day in fresh_days
+            (true, toDateTime(day, 'UTC')) in fresh_periods
             and count.country is not distinct from {{ requested('country') }}
             and count.device_type is not distinct from {{ requested('device_type') }}
     ),
