@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from benchmarks.load import expect_200, load
 from benchmarks.report import table
 from benchmarks.sandbox import sandbox
 from warehouse.connection import admin_token
+from warehouse.landing import QUIET_SECONDS
 from warehouse.sample import write_sample
 from warehouse.settings import Settings
 
@@ -41,6 +43,13 @@ def _sample(client: Client, events: int, seed: int) -> bytes:
     return output.getvalue()
 
 
+def _settle(client: Client) -> None:
+    """Wait until the disk and the merges have finished what the one side started, before the other is timed."""
+    os.sync()
+    while client.query("select count() from system.merges").result_rows[0][0]:
+        time.sleep(0.2)
+
+
 def _bare_insert(client: Client, lines: bytes) -> float:
     began = time.perf_counter()
     client.raw_insert("bare", COLUMNS.split(", "), lines, fmt="JSONEachRow", settings={"insert_deduplicate": 0})
@@ -53,11 +62,13 @@ def _files(settings: Settings, client: Client, events: int) -> str:
     rows = []
     for repetition in range(3):
         lines = _sample(client, events, seed=repetition)
+        _settle(client)
         bare = events / _bare_insert(client, lines)
         path = Path(settings.landing_url) / f"{repetition}.ndjson"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(lines)
-        time.sleep(1.5)  # a file counts as complete when it has been quiet for a second
+        _settle(client)
+        time.sleep(QUIET_SECONDS)
         began = time.perf_counter()
         result = dg.materialize([ingest_files])
         seconds = time.perf_counter() - began
@@ -87,7 +98,9 @@ def _http(settings: Settings, client: Client) -> str:
             def ours(pool: urllib3.PoolManager, index: int, bodies: list[bytes] = bodies) -> None:
                 expect_200(pool.request("POST", url, body=bodies[index], headers=headers))
 
+            _settle(client)
             direct = load(bare, requests=requests, clients=clients)
+            _settle(client)
             api = load(ours, requests=requests, clients=clients)
             ratio = api.per_second / direct.per_second
             rows.append(
