@@ -27,9 +27,14 @@ def read_body(request: Request, limit: int) -> bytes:
         raise ApiError(
             415, "encoding_unknown", "This Content-Encoding is not understood; send gzip, zstd, deflate or none."
         )
-    body = _within(limit, [request.get_data(cache=False)])
-    if request.content_length is not None and len(body) < request.content_length:
-        raise ApiError(400, "body_incomplete", "The body ended before its Content-Length; send it again.")
+    if request.content_length is None:
+        body = _within(limit, [request.get_data(cache=False)])
+    else:
+        _check(request.content_length, limit)
+        # In one piece: werkzeug's stream reads 64 KiB at a time, 3 ms more for 3 MB.
+        body = request.environ["wsgi.input"].read(request.content_length)
+        if len(body) < request.content_length:
+            raise ApiError(400, "body_incomplete", "The body ended before its Content-Length; send it again.")
     try:
         if encoding in ("gzip", "x-gzip"):
             body = _within(limit, _inflate(body, zlib.MAX_WBITS | 16))
@@ -47,14 +52,18 @@ def read_body(request: Request, limit: int) -> bytes:
 def _within(limit: int, pieces: Iterator[bytes] | list[bytes]) -> bytes:
     whole = bytearray()
     for piece in pieces:
-        if len(whole) + len(piece) > limit:
-            raise ApiError(
-                413,
-                "body_too_large",
-                f"The body is larger than {limit} bytes (decompressed); send it in smaller parts.",
-            )
+        _check(len(whole) + len(piece), limit)
         whole += piece
     return bytes(whole)
+
+
+def _check(size: int, limit: int) -> None:
+    if size > limit:
+        raise ApiError(
+            413,
+            "body_too_large",
+            f"The body is larger than {limit} bytes (decompressed); send it in smaller parts.",
+        )
 
 
 def _inflate(body: bytes, window_bits: int) -> Iterator[bytes]:
