@@ -7,11 +7,9 @@ private: ``tests/test_embedded.py`` fails loudly if it moves.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import signal
-import socket
 import sys
 import threading
 from contextlib import closing, suppress
@@ -21,6 +19,8 @@ from xml.etree import ElementTree
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from warehouse.connection import connect, serve_password
+from warehouse.preflight import StartError, data_folder
+from warehouse.processes import bound
 from warehouse.schema import serve_grants
 from warehouse.settings import Settings, SettingsError
 
@@ -33,10 +33,6 @@ ENDLESS_QUERY = (
 )
 # The engine waits for inserts and merges when its query ends; a supervisor allows it 20 s.
 STOP_SECONDS = 15
-
-
-class EmbeddedServerError(Exception):
-    """The embedded server cannot start; the message says why in one sentence."""
 
 
 def write_configuration(settings: Settings, directory: Path) -> None:
@@ -87,25 +83,19 @@ def run(settings: Settings) -> None:
     """Serve ClickHouse on ``127.0.0.1:CLICKHOUSE_PORT`` until SIGTERM or SIGINT, then let it finish its writes.
 
     Raises:
-        EmbeddedServerError: the port is taken, another copy uses the data folder, or the engine could not start.
+        StartError: the port is taken, another copy uses the data folder, or the engine ended by itself.
     """
-    directory = settings.data_dir / "clickhouse"
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = (directory / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise EmbeddedServerError(
-            f"The data folder {settings.data_dir} is in use by another copy; stop it or set DATA_DIR to another folder."
-        ) from None
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with data_folder(settings, "clickhouse.lock"):
         try:
-            probe.bind(("127.0.0.1", settings.clickhouse_port))
+            bound("127.0.0.1", settings.clickhouse_port).close()
         except OSError:
-            raise EmbeddedServerError(
+            raise StartError(
                 f"Port {settings.clickhouse_port} on 127.0.0.1 is taken; set CLICKHOUSE_PORT to a free one."
             ) from None
+        _serve(settings, settings.data_dir / "clickhouse")
+
+
+def _serve(settings: Settings, directory: Path) -> None:
     write_configuration(settings, directory)
     os.chdir(directory)  # the engine reads clickhouse-local.xml from its working directory
 
@@ -131,7 +121,7 @@ def run(settings: Settings) -> None:
             client.command("kill query where query = {query:String}", parameters={"query": ENDLESS_QUERY})
         ended.wait(STOP_SECONDS)
     elif failure:
-        raise EmbeddedServerError(f"The embedded ClickHouse ended: {failure[0]}") from failure[0]
+        raise StartError(f"The embedded ClickHouse ended: {failure[0]}") from failure[0]
 
 
 def _sha256(text: str) -> str:
@@ -158,5 +148,5 @@ def _element(tag: str, content: object) -> ElementTree.Element:
 if __name__ == "__main__":
     try:
         run(Settings.from_env())
-    except (EmbeddedServerError, SettingsError) as error:
+    except (StartError, SettingsError) as error:
         sys.exit(str(error))

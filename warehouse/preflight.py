@@ -68,14 +68,14 @@ def check_clickhouse(settings: Settings) -> None:
 
 
 @contextmanager
-def data_folder(settings: Settings) -> Iterator[None]:
-    """Hold the data folder, so that no second copy runs on it.
+def data_folder(settings: Settings, lock_name: str) -> Iterator[None]:
+    """Hold the data folder for one part, so that no second one runs on it.
 
     Raises:
         StartError: another copy holds it.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with (settings.data_dir / "run.lock").open("w") as lock:
+    with (settings.data_dir / lock_name).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -261,7 +261,7 @@ def main() -> None:
     logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
     try:
         settings = Settings.from_env()
-        with data_folder(settings):
+        with data_folder(settings, "run.lock"):
             check_ports(settings)
             if not settings.embedded:
                 check_clickhouse(settings)
