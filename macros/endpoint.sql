@@ -61,8 +61,8 @@
         {%- do found.update({row[0]: row[1]}) -%}
     {%- endfor -%}
     {%- set declared = {} -%}
-    {%- for name, column in model.columns.items() -%}
-        {%- do declared.update({name: column.data_type}) -%}
+    {%- for name, column in endpoint_columns().items() -%}
+        {%- do declared.update({name: column.type}) -%}
     {%- endfor -%}
     {%- if found != declared -%}
         {%- do exceptions.raise_compiler_error(

@@ -3,7 +3,7 @@
 nullIf({{ '{' ~ parameter ~ ':Nullable(String)}' }}, 'all')
 {%- endmacro %}
 
-{% macro matches(column, parameter=none) -%}
+{% macro matches(column) -%}
 {#- True for the rows that a filter lets through; ClickHouse folds it away when the parameter is absent. -#}
-({{ requested(parameter or column) }} is null or {{ column }} = {{ requested(parameter or column) }})
+({{ requested(column) }} is null or {{ column }} = {{ requested(column) }})
 {%- endmacro %}

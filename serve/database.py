@@ -89,7 +89,7 @@ class Database:
             connect_timeout=CONNECT_SECONDS,
             # Longer than a query may take: ClickHouse's own "too slow" arrives before we hang up.
             send_receive_timeout=self._max_execution_time + 2,
-            # Answers go to the caller as they come.
+            # The bytes are passed on as they are, and callers take them uncompressed.
             compress=False,
         )
 

@@ -28,6 +28,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def refusal(module: str, environ: dict[str, str]) -> str:
+    """What a command of the project says when it does not start: one line, and a non-zero exit."""
+    ended = subprocess.run(
+        [sys.executable, "-m", module], env=environ, cwd=PROJECT_DIR, capture_output=True, text=True, timeout=20
+    )
+    assert ended.returncode != 0
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    return ended.stderr
+
+
 class EmbeddedServer:
     """An embedded ClickHouse that a test can kill and start again on the same data."""
 

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import EmbeddedServer, environment
+from conftest import EmbeddedServer, environment, refusal
 
 from warehouse.connection import connect
 from warehouse.schema import apply_schema
-from warehouse.settings import PROJECT_DIR
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> EmbeddedServer:
     return EmbeddedServer(environment(tmp_path))
-
-
-def refusal(environ: dict[str, str]) -> str:
-    ended = subprocess.run(
-        [sys.executable, "-m", "warehouse.embedded"],
-        env=environ,
-        cwd=PROJECT_DIR,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert ended.returncode != 0
-    return ended.stderr
 
 
 def test_it_is_a_clickhouse_of_the_version_that_the_project_was_made_for(server: EmbeddedServer) -> None:
@@ -52,6 +36,6 @@ def test_data_outlives_kill_9_and_a_clean_stop(own: EmbeddedServer) -> None:
 
 def test_a_second_one_says_what_is_in_its_way(server: EmbeddedServer, tmp_path: Path) -> None:
     other_port = environment(Path(server.environ["DATA_DIR"]))
-    assert "in use by another copy" in refusal(other_port)
+    assert "in use by another copy" in refusal("warehouse.embedded", other_port)
     same_port = environment(tmp_path) | {"CLICKHOUSE_PORT": server.environ["CLICKHOUSE_PORT"]}
-    assert "set CLICKHOUSE_PORT to a free one" in refusal(same_port)
+    assert "set CLICKHOUSE_PORT to a free one" in refusal("warehouse.embedded", same_port)

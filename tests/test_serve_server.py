@@ -23,7 +23,7 @@ from warehouse.connection import connect
 from warehouse.schema import apply_schema
 from warehouse.settings import PROJECT_DIR
 
-TOKEN = "p.TESTTOKEN"  # noqa: S105
+TOKEN = "p.TESTTOKEN"  # noqa: S105 - of the recorded requests
 LIMIT = 1_000_000
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
