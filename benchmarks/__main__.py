@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from benchmarks import endpoints, ingestion, serving
+from benchmarks import endpoints, ingestion, peers, serving
 from benchmarks.report import machine
 
 BENCHMARKS: dict[str, Callable[[], str]] = {
     "ingestion": ingestion.run,
     "serving": serving.run,
     "endpoints": endpoints.run,
+    "peers": peers.run,
 }
 
 

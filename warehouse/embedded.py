@@ -37,8 +37,7 @@ STOP_SECONDS = 15
 
 def write_configuration(settings: Settings, directory: Path) -> None:
     """Write ``clickhouse-local.xml`` and ``users.xml``: ports, users and their rights, logs."""
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_xml(
+    write_xml(
         directory / "clickhouse-local.xml",
         "clickhouse",
         {
@@ -58,7 +57,7 @@ def write_configuration(settings: Settings, directory: Path) -> None:
         },
     )
     local_only = {"ip": "127.0.0.1"}
-    _write_xml(
+    write_xml(
         directory / "users.xml",
         "clickhouse",
         {
@@ -128,7 +127,9 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write_xml(path: Path, tag: str, content: dict) -> None:
+def write_xml(path: Path, tag: str, content: dict) -> None:
+    """Write nested elements, a list as one element for each item; only the owner may read the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     element = _element(tag, content)
     ElementTree.indent(element)
     path.touch(mode=0o600)
