@@ -419,7 +419,7 @@ def ingest(client: Client, settings: Settings) -> Iterator[Outcome]:
             except OSError as failure:
                 log.warning("%s could not be moved to %s/: %s", file.path, SET_ASIDE, failure)
             log.warning("%s was set aside: %s", file.path, reason)
-            outcome, import_id = Outcome(path, "set aside", error=reason), ""
+            outcome, import_id = Outcome(path, "set aside", error=reason), file.import_id
         if outcome.state != "left":
             _record(client, settings, file, outcome, import_id, started)
             if file.import_id:

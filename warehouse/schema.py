@@ -41,11 +41,14 @@ def apply_schema(settings: Settings) -> None:
 
 
 def serve_grants(settings: Settings) -> list[str]:
-    """The rights of the API's user: insert into landing, read the endpoint views and the result of an import."""
+    """The rights of the API's user: insert events, ask for jobs, read the endpoint views and what became of both."""
     return [
         f"INSERT ON {settings.database}.landing",
         f"SELECT ON {settings.database}.import_results",
         f"SELECT ON {settings.database}.import_rejects",
+        f"INSERT ON {settings.database}.job_requests",
+        f"SELECT ON {settings.database}.job_results",
+        f"SELECT ON {settings.database}.job_list",
         f"SELECT ON {settings.api_database}.*",
     ]
 
