@@ -12,11 +12,14 @@ from typing import Any
 from flask import Flask, Response, current_app, g, request
 
 from serve import errors
+from serve.auth import RateLimiter
 from serve.catalogue import Catalogue
 from serve.database import Database
 from serve.routes import routes
+from serve.tokens import tokens
 from warehouse.connection import admin_token
 from warehouse.settings import Settings
+from warehouse.tokens import open_tokens
 
 log = logging.getLogger("serve")
 
@@ -49,11 +52,14 @@ def create_app(settings: Settings, config: Mapping[str, Any] | None = None) -> F
         "settings": settings,
         "database": database,
         "catalogue": Catalogue(database, settings.api_database),
+        "tokens": open_tokens(settings),
+        "rate_limiter": RateLimiter(),
     }
     app.before_request(_begin)
     app.after_request(_finish)
     errors.install(app)
     app.register_blueprint(routes)
+    app.register_blueprint(tokens)
     return app
 
 
@@ -85,7 +91,9 @@ def _allow_origin(response: Response) -> None:
         if origin not in allowed:
             return
         response.headers["Access-Control-Allow-Origin"] = origin
-    response.headers["Access-Control-Expose-Headers"] = "X-Request-Id, Retry-After"
+    response.headers["Access-Control-Expose-Headers"] = (
+        "X-Request-Id, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset"
+    )
     if request.method == "OPTIONS":
         response.headers["Access-Control-Allow-Methods"] = response.headers.get("Allow", "GET, HEAD, OPTIONS, POST")
         response.headers["Access-Control-Allow-Headers"] = (

@@ -11,7 +11,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 from flask import Blueprint, Response, current_app, g, jsonify, request
 from werkzeug.wsgi import FileWrapper
 
-from serve.auth import authorize
+from serve.auth import FixedParams, authorize, identify
 from serve.body import read_body
 from serve.catalogue import Catalogue, Endpoint
 from serve.database import PIECE, Database, UnavailableError
@@ -112,17 +112,17 @@ def _spooled(settings: Settings, import_id: str, body: bytes, document: bool) ->
 @routes.route("/v0/pipes/<name>.<extension>", methods=["GET", "POST"])
 def call_endpoint(name: str, extension: str) -> Response:
     """Call an endpoint with the request's parameters and answer with ClickHouse's own bytes."""
-    authorize(f"PIPES:READ:{name}")
+    fixed = authorize(f"PIPES:READ:{name}")
     if extension not in FORMATS:
         raise ApiError(404, "format_unknown", f"There is no such format; there are {', '.join(FORMATS)}.")
     given = _given()
     try:
-        endpoint, values = _bind(name, given, max_age=1.0)
+        endpoint, values = _bind(name, given, fixed, max_age=1.0)
         try:
             return _answer(endpoint, values, extension)
         except ClickHouseError:
             # The view may have been replaced since the catalogue was read.
-            fresh, values = _bind(name, given, max_age=0)
+            fresh, values = _bind(name, given, fixed, max_age=0)
             if fresh == endpoint:
                 raise
             return _answer(fresh, values, extension)
@@ -167,8 +167,8 @@ def _json_object() -> dict[str, Any]:
     return found
 
 
-def _bind(name: str, given: dict[str, list[Any]], max_age: float) -> tuple[Endpoint, Values]:
-    """The endpoint and a value for each of its parameters.
+def _bind(name: str, given: dict[str, list[Any]], fixed: FixedParams, max_age: float) -> tuple[Endpoint, Values]:
+    """The endpoint and a value for each of its parameters: the token's fixed one, else the request's.
 
     A definition read within `max_age` seconds is used when everything in the request fits it. Whatever does not fit may
     be newer: the view is looked up before a request is refused or a name is ignored.
@@ -178,27 +178,39 @@ def _bind(name: str, given: dict[str, list[Any]], max_age: float) -> tuple[Endpo
     is_fresh = max_age == 0
     if endpoint and (is_fresh or all(key in endpoint.parameters or _is_no_parameter(key) for key in given)):
         try:
-            return endpoint, _values(endpoint, given)
+            return endpoint, _values(endpoint, given, fixed)
         except ApiError:
             if is_fresh:
                 raise
     if is_fresh:
         raise _unknown_endpoint(endpoints)
-    return _bind(name, given, max_age=0)
+    return _bind(name, given, fixed, max_age=0)
 
 
 def _is_no_parameter(key: str) -> bool:
     return key in NO_PARAMETERS or key.startswith("utm_")
 
 
-def _values(endpoint: Endpoint, given: dict[str, list[Any]]) -> Values:
+def _values(endpoint: Endpoint, given: dict[str, list[Any]], fixed: FixedParams) -> Values:
+    if unknown := fixed.keys() - endpoint.parameters.keys():
+        raise _unusable(f"{', '.join(sorted(unknown))}, which {endpoint.name} does not have")
     values: Values = {}
     for key, parameter in endpoint.parameters.items():
         texts: list[str] = []
-        for item in given.get(key, []):
+        for item in [fixed[key]] if key in fixed else given.get(key, []):
             texts += item if isinstance(item, list) else parameter.split(item)
-        values[key] = parameter.bind(texts)
+        try:
+            values[key] = parameter.bind(texts)
+        except ApiError as error:
+            raise _unusable(f"{key}, and not to a value that it takes") if key in fixed else error from None
+        # Not given is not filtered.
+        if key in fixed and values[key] in (None, []):
+            raise _unusable(f"{key}, and to nothing")
     return values
+
+
+def _unusable(fixed: str) -> ApiError:
+    return ApiError(403, "token_unusable", f"This token fixes the parameter {fixed}; have another one minted.")
 
 
 def _answer(endpoint: Endpoint, values: Values, extension: str) -> Response:
@@ -232,9 +244,10 @@ def _translated(error: ClickHouseError) -> Exception:
 
 @routes.get("/v0/pipes")
 def list_endpoints() -> Response:
-    """The endpoints there are."""
-    authorize("PIPES:READ")
-    return _json({"pipes": [endpoint.document() for endpoint in _endpoints().values()]})
+    """The endpoints that the token may read."""
+    access = identify()
+    readable = (it for it in _endpoints().values() if access.allows(f"PIPES:READ:{it.name}"))
+    return _json({"pipes": [endpoint.document() for endpoint in readable]})
 
 
 @routes.get("/v0/pipes/<name>")
