@@ -12,22 +12,29 @@ from clickhouse_connect.driver.client import Client
 from warehouse.settings import Settings
 
 
-def connect(settings: Settings, *, as_serve_user: bool = False, **options: Any) -> Client:
+def connect(settings: Settings, *, as_serve_user: bool = False, as_user: str = "", **options: Any) -> Client:
     """A client of ClickHouse's HTTP interface, safe to share between threads.
 
     Args:
         settings: where the server is.
         as_serve_user: connect with the rights of the API instead of the project's own.
+        as_user: connect as ``settings.sql_user`` or ``settings.answers_user``.
         options: further arguments of ``clickhouse_connect.get_client``.
 
     Raises:
         clickhouse_connect.driver.exceptions.OperationalError: the server does not answer.
     """
+    if as_serve_user:
+        user, password = settings.serve_user, serve_password(settings)
+    elif as_user:
+        user, password = as_user, sql_password(settings)
+    else:
+        user, password = settings.clickhouse_user, settings.clickhouse_password
     return clickhouse_connect.get_client(
         host=settings.clickhouse_host,
         port=settings.clickhouse_port,
-        username=settings.serve_user if as_serve_user else settings.clickhouse_user,
-        password=serve_password(settings) if as_serve_user else settings.clickhouse_password,
+        username=user,
+        password=password,
         secure=settings.clickhouse_secure,
         # A session would serialise the threads that share the client.
         autogenerate_session_id=False,
@@ -40,6 +47,11 @@ def serve_password(settings: Settings) -> str:
     if settings.serve_user == settings.clickhouse_user:
         return settings.clickhouse_password
     return settings.serve_password or stored_secret(settings.data_dir / "serve_password")
+
+
+def sql_password(settings: Settings) -> str:
+    """``CLICKHOUSE_SQL_PASSWORD``, or one that was made at random once and is kept in ``DATA_DIR`` with mode 0600."""
+    return settings.sql_password or stored_secret(settings.data_dir / "sql_password")
 
 
 def admin_token(settings: Settings) -> str:

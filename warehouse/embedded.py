@@ -18,10 +18,10 @@ from xml.etree import ElementTree
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from warehouse.connection import connect, serve_password
+from warehouse.connection import connect, serve_password, sql_password
 from warehouse.preflight import StartError, data_folder
 from warehouse.processes import bound
-from warehouse.schema import serve_grants
+from warehouse.schema import SQL_SETTINGS, serve_grants, sql_grants
 from warehouse.settings import Settings, SettingsError
 
 # The server answers clients only in this format: with another, clickhouse-connect cannot read its version.
@@ -54,25 +54,24 @@ def write_configuration(settings: Settings, directory: Path) -> None:
             # Leaves room for the API, Dagster and dbt on the same machine.
             "max_server_memory_usage_to_ram_ratio": "0.6",
             "timezone": "UTC",
+            # As a server's own configuration has it: rights on system tables are given, not there by default.
+            "access_control_improvements": {
+                "select_from_system_db_requires_grant": "true",
+                "select_from_information_schema_requires_grant": "true",
+            },
         },
     )
-    local_only = {"ip": "127.0.0.1"}
     write_xml(
         directory / "users.xml",
         "clickhouse",
         {
-            "profiles": {"default": {}},
+            "profiles": {"default": {}, "sql": {name: str(value) for name, value in SQL_SETTINGS.items()}},
             "quotas": {"default": {}},
             "users": {
-                settings.clickhouse_user: {
-                    "password_sha256_hex": _sha256(settings.clickhouse_password),
-                    "networks": local_only,
-                },
-                settings.serve_user: {
-                    "password_sha256_hex": _sha256(serve_password(settings)),
-                    "networks": local_only,
-                    "grants": {"query": [f"GRANT {grant}" for grant in serve_grants(settings)]},
-                },
+                settings.clickhouse_user: _user(settings.clickhouse_password),
+                settings.serve_user: _user(serve_password(settings), serve_grants(settings)),
+                settings.sql_user: {**_user(sql_password(settings), sql_grants(settings)), "profile": "sql"},
+                settings.answers_user: {**_user(sql_password(settings), []), "profile": "sql"},
             },
         },
     )
@@ -121,6 +120,14 @@ def _serve(settings: Settings, directory: Path) -> None:
         ended.wait(STOP_SECONDS)
     elif failure:
         raise StartError(f"The embedded ClickHouse ended: {failure[0]}") from failure[0]
+
+
+def _user(password: str, grants: list[str] | None = None) -> dict:
+    user = {"password_sha256_hex": _sha256(password), "networks": {"ip": "127.0.0.1"}}
+    if grants is None:
+        return user
+    # Without a list of grants a user of this file may do everything.
+    return {**user, "grants": {"query": ["REVOKE ALL ON *.*", *(f"GRANT {grant}" for grant in grants)]}}
 
 
 def _sha256(text: str) -> str:

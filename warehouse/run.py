@@ -28,7 +28,7 @@ from warehouse.connection import admin_token, connect
 from warehouse.preflight import StartError, check_clickhouse, check_ports, clickhouse_url, data_folder
 from warehouse.processes import Part, free_port, http_answers, listens, reachable
 from warehouse.sample import land_sample
-from warehouse.schema import ServeUserError, apply_schema
+from warehouse.schema import ServeUserError, SqlUserError, apply_schema
 from warehouse.settings import PROJECT_DIR, Settings, SettingsError
 
 BIN = Path(sys.executable).parent
@@ -111,6 +111,8 @@ class Supervisor:
         except ServeUserError as error:
             self.say(f"{error}; the API connects as {self.settings.clickhouse_user}, with all its rights")
             self.environ["CLICKHOUSE_SERVE_USER"] = self.settings.clickhouse_user
+        except SqlUserError as error:
+            self.say(f"{error}; the API takes no SQL")
         client = connect(self.settings)
         views = client.command(f"select count() from system.tables where database = '{self.settings.api_database}'")
         # The endpoints have to be there before the first request; later changes are built by Dagster's schedule.

@@ -8,15 +8,33 @@ from contextlib import closing
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from warehouse.connection import connect, serve_password
+from warehouse.connection import connect, serve_password, sql_password
 from warehouse.settings import PROJECT_DIR, Settings
 
 SCHEMA_DIR = PROJECT_DIR / "warehouse" / "schema"
+# Of the users that run SQL which others wrote. They can change none of it: in this mode SELECT is all there is, and a
+# SETTINGS clause is refused.
+SQL_SETTINGS = {
+    "readonly": 1,
+    "max_execution_time": 10,
+    "max_memory_usage": 2_000_000_000,
+    "max_result_bytes": 100_000_000,
+    # An analyst's question leaves room for events and endpoints.
+    "max_threads": 4,
+    "max_concurrent_queries_for_user": 4,
+    # As endpoints answer.
+    "output_format_json_quote_64bit_integers": 0,
+    "output_format_json_validate_utf8": 1,
+}
 _VIEW = re.compile(r"create materialized view if not exists (\S+) .*?\bas\n(.*)", re.DOTALL)
 
 
 class ServeUserError(Exception):
-    """The API's database user could not be made; everything else is in place."""
+    """The API's database user could not be made; the tables are in place."""
+
+
+class SqlUserError(Exception):
+    """The database users of analysts' SQL could not be made; everything else is in place."""
 
 
 def apply_schema(settings: Settings) -> None:
@@ -24,7 +42,7 @@ def apply_schema(settings: Settings) -> None:
 
     Raises:
         clickhouse_connect.driver.exceptions.ClickHouseError: the server refused a statement.
-        ServeUserError: it refused the API's user only.
+        ServeUserError, SqlUserError: it refused to make these users.
     """
     with closing(connect(settings)) as client:
         for database in (settings.database, settings.api_database):
@@ -36,8 +54,8 @@ def apply_schema(settings: Settings) -> None:
                 if view := _VIEW.search(sql):
                     # In place: between a drop and a create, lines inserted into landing would be lost.
                     client.command(f"alter table {view[1]} modify query {view[2]}")
-        if not settings.embedded and settings.serve_user != settings.clickhouse_user and not settings.serve_password:
-            _create_serve_user(client, settings)
+        if not settings.embedded:
+            _create_users(client, settings)
 
 
 def serve_grants(settings: Settings) -> list[str]:
@@ -53,18 +71,40 @@ def serve_grants(settings: Settings) -> list[str]:
     ]
 
 
-def _create_serve_user(client: Client, settings: Settings) -> None:
-    user = settings.serve_user
+def sql_grants(settings: Settings) -> list[str]:
+    """The rights of analysts' SQL: read the events, the rollups, the accounts and the endpoint views."""
+    return [f"SELECT ON {settings.database}.*", f"SELECT ON {settings.api_database}.*"]
+
+
+def _create_users(client: Client, settings: Settings) -> None:
+    if settings.serve_user != settings.clickhouse_user and not settings.serve_password:
+        try:
+            _create_user(client, settings.serve_user, serve_password(settings), serve_grants(settings), {})
+        except ClickHouseError as error:
+            raise ServeUserError(_not_made(settings.serve_user, error)) from error
+    if not settings.sql_password:
+        password = sql_password(settings)
+        try:
+            _create_user(client, settings.sql_user, password, sql_grants(settings), SQL_SETTINGS)
+            _create_user(client, settings.answers_user, password, [], SQL_SETTINGS)
+        except ClickHouseError as error:
+            raise SqlUserError(_not_made(settings.sql_user, error)) from error
+
+
+def _not_made(user: str, error: ClickHouseError) -> str:
+    reason = str(error).partition("DB::Exception: ")[2].partition(" (for url")[0] or str(error)
+    return f"{user} could not be made: {reason}"
+
+
+def _create_user(client: Client, user: str, password: str, grants: list[str], limits: dict[str, int]) -> None:
     # Bound parameters do not reach DDL; the password holds URL-safe characters only.
-    identified = f"identified with sha256_password by '{serve_password(settings)}'"
-    try:
-        client.command(f"create user if not exists {user} {identified}")
-        client.command(f"alter user {user} {identified}")
-        for grant in serve_grants(settings):
-            client.command(f"grant {grant} to {user}")
-    except ClickHouseError as error:
-        reason = str(error).partition("DB::Exception: ")[2].partition(" (for url")[0] or str(error)
-        raise ServeUserError(f"{user} could not be made: {reason}") from error
+    defined = f"identified with sha256_password by '{password}'"
+    if limits:
+        defined += " settings " + ", ".join(f"{name} = {value}" for name, value in limits.items())
+    client.command(f"create user if not exists {user} {defined}")
+    client.command(f"alter user {user} {defined}")
+    for grant in grants:
+        client.command(f"grant {grant} to {user}")
 
 
 def _statements(text: str) -> list[str]:

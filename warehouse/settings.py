@@ -21,6 +21,8 @@ class Settings:
     Attributes:
         serve_user: the database user of the API, which may insert into landing and read the endpoint views.
         serve_password: its password; empty when the project makes the user, with a password of its own.
+        sql_user: the database user for SQL of analysts, which may read everything of the project.
+        sql_password: its password and that of ``answers_user``; empty when the project makes them.
         embedded: True when no ``CLICKHOUSE_HOST`` is set and the project runs its own server.
         landing_url: a local path or any fsspec URL.
     """
@@ -33,6 +35,8 @@ class Settings:
     database: str
     serve_user: str
     serve_password: str = field(repr=False)
+    sql_user: str
+    sql_password: str = field(repr=False)
     embedded: bool
     data_dir: Path
     landing_url: str
@@ -60,6 +64,8 @@ class Settings:
             database=database,
             serve_user=_identifier(environ, "CLICKHOUSE_SERVE_USER", f"{database}_serve"),
             serve_password=environ.get("CLICKHOUSE_SERVE_PASSWORD", ""),
+            sql_user=_identifier(environ, "CLICKHOUSE_SQL_USER", f"{database}_sql"),
+            sql_password=environ.get("CLICKHOUSE_SQL_PASSWORD", ""),
             embedded=not host,
             data_dir=data_dir,
             landing_url=environ.get("LANDING_URL") or str(data_dir / "landing"),
@@ -73,6 +79,11 @@ class Settings:
     def api_database(self) -> str:
         """The database that holds the endpoint views, and nothing else."""
         return f"{self.database}_api"
+
+    @property
+    def answers_user(self) -> str:
+        """The database user for SQL over an endpoint's answer, which may read nothing at all."""
+        return f"{self.sql_user}_answers"
 
 
 def _port(environ: Mapping[str, str], name: str, default: int) -> int:
