@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from warehouse.connection import connect, serve_password, sql_password
+from warehouse.deduplication import forget_lost_inserts
 from warehouse.preflight import StartError, data_folder
 from warehouse.processes import bound
 from warehouse.schema import SQL_SETTINGS, serve_grants, sql_grants
@@ -95,6 +96,8 @@ def run(settings: Settings) -> None:
 
 def _serve(settings: Settings, directory: Path) -> None:
     write_configuration(settings, directory)
+    if lost := forget_lost_inserts(directory / "store"):
+        print(f"Killed while it wrote: {lost} inserts whose rows were not stored can be sent again.", flush=True)
     os.chdir(directory)  # the engine reads clickhouse-local.xml from its working directory
 
     from chdb import _chdb  # loads 500 MB of engine: only in this process
