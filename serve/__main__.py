@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import sys
 
@@ -11,6 +10,7 @@ from granian import Granian
 from granian.constants import Interfaces
 
 from serve.app import create_app
+from serve.logs import LOGGING
 from warehouse.settings import Settings, SettingsError
 
 # Measured on two cores that ClickHouse shares: a second process answers no more queries, as ClickHouse is what is busy,
@@ -23,7 +23,6 @@ SHUTDOWN_SECONDS = 15
 
 def app() -> Flask:
     """The app of one worker."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     return create_app(Settings.from_env())
 
 
@@ -55,6 +54,7 @@ def main() -> None:
         blocking_threads=THREADS,
         workers_kill_timeout=SHUTDOWN_SECONDS,
         log_access=False,
+        log_dictconfig=LOGGING,
     ).serve()
 
 

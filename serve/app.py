@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from flask import Flask, Response, current_app, g, request
+from flask_compress import Compress
 
 from serve import errors
 from serve.auth import RateLimiter
 from serve.catalogue import Catalogue
 from serve.database import Database
+from serve.metrics import Metrics, metrics
+from serve.openapi import documentation
 from serve.routes import routes
 from serve.tokens import tokens
 from warehouse.connection import admin_token
@@ -28,6 +31,20 @@ DEFAULTS = {
     "MAX_BODY_BYTES": 10_000_000,  # of a request's body, also once decompressed
     "MAX_EXECUTION_TIME": 10,  # seconds that a query may take
     "CORS_ORIGINS": "*",  # or a comma-separated list of origins
+    # Of answers: Parquet and Arrow are compressed by themselves, and a small answer grows.
+    "COMPRESS_ALGORITHM": ["zstd", "br", "gzip"],
+    "COMPRESS_ALGORITHM_STREAMING": ["zstd", "br", "gzip"],
+    "COMPRESS_MIMETYPES": [
+        "application/json",
+        "application/x-ndjson",
+        "text/css",
+        "text/csv",
+        "text/html",
+        "text/javascript",
+        "text/plain",
+    ],
+    "COMPRESS_LEVEL": 1,
+    "COMPRESS_MIN_SIZE": 1400,  # bytes that one packet takes anyway
 }
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
@@ -47,6 +64,7 @@ def create_app(settings: Settings, config: Mapping[str, Any] | None = None) -> F
     # One more than allowed: a chunked body is cut there without a word, and must then still be seen to be too large.
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = app.config["MAX_BODY_BYTES"] + 1
     app.json.sort_keys = False  # type: ignore[attr-defined]
+    Compress(app)
     database = Database(settings, app.config["MAX_EXECUTION_TIME"])
     app.extensions |= {
         "settings": settings,
@@ -54,12 +72,13 @@ def create_app(settings: Settings, config: Mapping[str, Any] | None = None) -> F
         "catalogue": Catalogue(database, settings.api_database),
         "tokens": open_tokens(settings),
         "rate_limiter": RateLimiter(),
+        "metrics": Metrics(settings),
     }
     app.before_request(_begin)
     app.after_request(_finish)
     errors.install(app)
-    app.register_blueprint(routes)
-    app.register_blueprint(tokens)
+    for blueprint in (routes, tokens, metrics, documentation):
+        app.register_blueprint(blueprint)
     return app
 
 
@@ -67,17 +86,21 @@ def _begin() -> None:
     g.started_at = time.perf_counter()
     asked_id = request.headers.get("X-Request-Id", "")
     g.request_id = asked_id if _SANE_REQUEST_ID.fullmatch(asked_id) else str(uuid.uuid4())
+    # What the log tells of the request; whoever answers it adds what there is to know.
+    g.facts = {"endpoint": (request.endpoint or "none").rpartition(".")[2]}
 
 
 def _finish(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
-    response.headers["Cache-Control"] = "no-store"
+    response.headers.setdefault("Cache-Control", "no-store")
+    if code := g.facts.get("db_exception_code"):
+        response.headers["X-DB-Exception-Code"] = str(code)
     _allow_origin(response)
+    seconds = time.perf_counter() - g.started_at
+    current_app.extensions["metrics"].observe(request.method, response.status_code, seconds, g.facts)
     # Never the query string: it may hold a token.
-    milliseconds = (time.perf_counter() - g.started_at) * 1000
-    log.info(
-        "%s %r %s %.1f ms request_id=%s", request.method, request.path, response.status_code, milliseconds, g.request_id
-    )
+    told = {"method": request.method, "path": request.path, "status": response.status_code}
+    log.info("request", extra={"request_id": g.request_id, **told, "duration_ms": round(seconds * 1000, 1), **g.facts})
     return response
 
 
@@ -92,11 +115,11 @@ def _allow_origin(response: Response) -> None:
             return
         response.headers["Access-Control-Allow-Origin"] = origin
     response.headers["Access-Control-Expose-Headers"] = (
-        "X-Request-Id, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset"
+        "ETag, Retry-After, X-DB-Exception-Code, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Request-Id"
     )
     if request.method == "OPTIONS":
         response.headers["Access-Control-Allow-Methods"] = response.headers.get("Allow", "GET, HEAD, OPTIONS, POST")
         response.headers["Access-Control-Allow-Headers"] = (
-            "Authorization, Content-Type, Content-Encoding, Idempotency-Key, X-Request-Id"
+            "Authorization, Content-Type, Content-Encoding, Idempotency-Key, If-None-Match, X-Request-Id"
         )
         response.headers["Access-Control-Max-Age"] = "86400"

@@ -110,7 +110,7 @@ def _access(token: str) -> Access:
         elif found := tokens.find(token):
             return Access(found.name, {scope: {} for scope in found.scopes})
     except sqlite3.Error:
-        current_app.logger.exception("tokens cannot be read request_id=%s", g.request_id)
+        current_app.logger.exception("tokens cannot be read", extra={"request_id": g.request_id})
         raise ApiError(503, "unavailable", "Tokens cannot be checked now; ask again later.", retry_after=2) from None
     raise _refusal("This token is not known here, or it was revoked")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
+import brotli  # type: ignore[import-untyped]  # it comes without types
 import zstandard
 from flask import Request
 
@@ -23,9 +24,9 @@ def read_body(request: Request, limit: int) -> bytes:
         ApiError: 413 too large, 415 an unknown Content-Encoding, 400 one that is not what it says or ends early.
     """
     encoding = request.headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in ("", "identity", "gzip", "x-gzip", "deflate", "zstd"):
+    if encoding not in ("", "identity", "gzip", "x-gzip", "deflate", "zstd", "br"):
         raise ApiError(
-            415, "encoding_unknown", "This Content-Encoding is not understood; send gzip, zstd, deflate or none."
+            415, "encoding_unknown", "This Content-Encoding is not understood; send gzip, zstd, br, deflate or none."
         )
     if request.content_length is None:
         body = _within(limit, [request.get_data(cache=False)])
@@ -44,7 +45,9 @@ def read_body(request: Request, limit: int) -> bytes:
             body = _within(limit, _inflate(body, zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS))
         elif encoding == "zstd":
             body = _within(limit, _unzstd(body))
-    except (zlib.error, zstandard.ZstdError, EOFError):
+        elif encoding == "br":
+            body = _within(limit, _unbrotli(body))
+    except (zlib.error, zstandard.ZstdError, brotli.error, EOFError):
         raise ApiError(400, "body_corrupt", f"The body is not whole {encoding} data; send it again.") from None
     return body
 
@@ -91,3 +94,13 @@ def _unzstd(body: bytes) -> Iterator[bytes]:
         if not inflater.eof:
             raise EOFError
         rest = inflater.unused_data + rest
+
+
+def _unbrotli(body: bytes) -> Iterator[bytes]:
+    inflater, rest = brotli.Decompressor(), body
+    while not inflater.is_finished():
+        piece = inflater.process(rest, output_buffer_limit=_PIECE)
+        rest = b""
+        if not (piece or inflater.is_finished()):
+            raise EOFError
+        yield piece

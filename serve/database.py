@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import IO, Any, TypeVar
 
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, Error
@@ -25,9 +28,29 @@ ANSWER_IN_MEMORY = 4 * 1024 * 1024
 PIECE = 128 * 1024
 SAME_QUERY_ID_IS_RUNNING = 216
 
+T = TypeVar("T")
+
 
 class UnavailableError(Exception):
     """ClickHouse does not answer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The whole answer of a query.
+
+    Attributes:
+        content: its bytes, from the first one on, in memory up to ``ANSWER_IN_MEMORY`` and on disk beyond.
+        size: in bytes.
+        query_id: by which ClickHouse's own logs know the query.
+        rows_read, bytes_read: what ClickHouse read for it.
+    """
+
+    content: IO[bytes]
+    size: int
+    query_id: str
+    rows_read: int
+    bytes_read: int
 
 
 class Database:
@@ -93,33 +116,48 @@ class Database:
             compress=False,
         )
 
+    def run(self, work: Callable[[Client, str], T], query_id: str) -> T:
+        """What `work` returns, called with the client and the id that its query is to have.
+
+        Raises:
+            UnavailableError: as ``client``.
+            clickhouse_connect.driver.exceptions.ClickHouseError: ClickHouse refused or ended the query.
+        """
+        with self.client() as client:
+            try:
+                return work(client, query_id)
+            except Error as error:
+                # A caller may use one x-request-id for several requests at once.
+                if error.code != SAME_QUERY_ID_IS_RUNNING:
+                    raise
+                return work(client, f"{query_id}-{uuid.uuid4().hex}")
+
     def fetch(
         self, sql: str, parameters: dict[str, Any], output_format: str, query_id: str, **settings: object
-    ) -> IO[bytes]:
-        """Run a query with bound parameters and return its whole answer, in the given format, from the first byte on.
+    ) -> Answer:
+        """Run a query with bound parameters and return its whole answer in the given format.
 
         Whole, because the WSGI server ends an answer that breaks midway as if it were complete. Large answers lie on
         disk: ClickHouse's (``wait_end_of_query``) until the last row is there, then ours, so that an error never
         follows data and a slow reader uses up neither memory nor the query's time.
 
         Raises:
-            UnavailableError: as ``client``.
-            clickhouse_connect.driver.exceptions.ClickHouseError: ClickHouse refused or ended the query.
+            UnavailableError, clickhouse_connect.driver.exceptions.ClickHouseError: as ``run``.
         """
         settings |= {"readonly": 2, "max_execution_time": self._max_execution_time, "wait_end_of_query": 1}
-        with self.client() as client:
-            try:
-                stream = client.raw_stream(sql, parameters, {**settings, "query_id": query_id}, output_format)
-            except Error as error:
-                # A caller may use one x-request-id for several requests at once.
-                if error.code != SAME_QUERY_ID_IS_RUNNING:
-                    raise
-                query_id = f"{query_id}-{time.monotonic_ns():x}"
-                stream = client.raw_stream(sql, parameters, {**settings, "query_id": query_id}, output_format)
-        answer = tempfile.SpooledTemporaryFile(max_size=ANSWER_IN_MEMORY)  # noqa: SIM115 - the response closes it
+        upstream: Any = self.run(
+            lambda client, own_id: client.raw_stream(sql, parameters, {**settings, "query_id": own_id}, output_format),
+            query_id,
+        )
+        content = tempfile.SpooledTemporaryFile(max_size=ANSWER_IN_MEMORY)  # noqa: SIM115 - the response closes it
         try:
-            with stream as upstream:
-                shutil.copyfileobj(upstream, answer, PIECE)
+            with upstream:
+                shutil.copyfileobj(upstream, content, PIECE)
         except HTTPError as error:
             raise UnavailableError("ClickHouse broke off its answer.") from error
-        return answer
+        size = content.tell()
+        content.seek(0)
+        read = json.loads(upstream.headers["X-ClickHouse-Summary"])
+        return Answer(
+            content, size, upstream.headers["X-ClickHouse-Query-Id"], int(read["read_rows"]), int(read["read_bytes"])
+        )

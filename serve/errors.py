@@ -40,7 +40,7 @@ def install(app: Flask) -> None:
 
 
 def _answer(error: ApiError) -> Response:
-    body = {"error": error.error, "code": error.code, "documentation": request.host_url + "v0/pipes"}
+    body = {"error": error.error, "code": error.code, "documentation": request.host_url + "docs"}
     if error.parameter is not None:
         body["parameter"] = error.parameter
     response = jsonify(body)
@@ -69,7 +69,7 @@ def _answer_http(error: HTTPException) -> Response:
 
 
 def _answer_unexpected(error: Exception) -> Response:
-    log.exception("unexpected request_id=%s %s %r", g.request_id, request.method, request.path, exc_info=error)
+    log.exception("unexpected", extra={"request_id": g.request_id}, exc_info=error)
     return _answer(
         ApiError(500, "internal", f"Something failed here; the log tells what, under request id {g.request_id}.")
     )

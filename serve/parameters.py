@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import cached_property
+from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -31,6 +32,29 @@ _TIME = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[ T](\d\d:\d\d(?::\d\d)?)(?:[.,](\d{1,9}))?(Z|[+-]\d\d(?::?\d\d)?)?)?",
     re.ASCII | re.IGNORECASE,
 )
+# The days there are in a DateTime, leap years and all, for clients that check before they send.
+_DAY_PATTERN = (
+    r"(19[7-9]\d|20\d\d|210[0-5])-((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)|"
+    r"02-(0[1-9]|1\d|2[0-8]))|(19(7[26]|8[048]|9[26])|20([02468][048]|[13579][26])|2104)-02-29"
+)
+_TIME_PATTERN = (
+    rf"^(({_DAY_PATTERN})([ T]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d([.,]\d{{1,9}})?)?"
+    r"(Z|[+-]([01]\d|2[0-3])(:?[0-5]\d)?)?)?)?$"
+)
+
+
+class Reader(NamedTuple):
+    """How the values of a type are read.
+
+    Attributes:
+        read: from text to the value; raises ValueError.
+        takes: what it takes, in words.
+        schema: what it takes, as JSON Schema.
+    """
+
+    read: Callable[[str], Value]
+    takes: str
+    schema: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -77,10 +101,15 @@ class Parameter:
     @property
     def takes(self) -> str:
         """What the parameter takes, in words."""
-        return self._reader[1]
+        return self._reader.takes
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """What the parameter takes, as JSON Schema."""
+        return {"type": "array", "items": self._reader.schema} if self._is_array else self._reader.schema
 
     def _one(self, text: str) -> Value:
-        read, takes = self._reader
+        read, takes, _ = self._reader
         try:
             if len(text.encode()) > MAX_VALUE_BYTES:
                 raise self._refusal(f"is longer than {MAX_VALUE_BYTES} bytes", "invalid")
@@ -104,12 +133,12 @@ class Parameter:
         return "Array(" in self.type
 
     @cached_property
-    def _reader(self) -> tuple[Callable[[str], Value], str]:
+    def _reader(self) -> Reader:
         return reader(self._core, self.name)
 
 
-def reader(type_name: str, name: str) -> tuple[Callable[[str], Value], str]:
-    """A function that reads the text of one value of a type, raising ValueError, and what it takes in words.
+def reader(type_name: str, name: str) -> Reader:
+    """How one value of a type is read.
 
     Args:
         type_name: without Nullable, LowCardinality and Array.
@@ -118,24 +147,29 @@ def reader(type_name: str, name: str) -> tuple[Callable[[str], Value], str]:
     if match := _INTEGER.fullmatch(type_name):
         bits = int(match[2])
         low, high = (0, 2**bits - 1) if match[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        return lambda text: _integer(text, low, high), f"a whole number from {low} to {high}"
+        schema = {"type": "integer", "minimum": low, "maximum": high}
+        return Reader(lambda text: _integer(text, low, high), f"a whole number from {low} to {high}", schema)
     if type_name in ("Float32", "Float64"):
-        return lambda text: float(_matched(_NUMBER, text)), "a number"
+        return Reader(lambda text: float(_matched(_NUMBER, text)), "a number", {"type": "number"})
     if match := _DECIMAL.fullmatch(type_name):
         before, after = int(match[1]) - int(match[2]), int(match[2])
         pattern = re.compile(rf"[+-]?0*[0-9]{{1,{before}}}(\.[0-9]{{0,{after}}})?")
         takes = f"a number with at most {before} digits before and {after} after the point"
-        return lambda text: Decimal(_matched(pattern, text)), takes
+        schema = {"type": "string", "pattern": f"^({pattern.pattern})?$"}
+        return Reader(lambda text: Decimal(_matched(pattern, text)), takes, schema)
     if type_name == "Bool":
-        return lambda text: _matched(_BOOLEAN, text).lower() in ("true", "1"), "true or false"
+        return Reader(
+            lambda text: _matched(_BOOLEAN, text).lower() in ("true", "1"), "true or false", {"type": "boolean"}
+        )
     if type_name == "Date":
-        return _date, "a date as YYYY-MM-DD from 1970-01-01 to 2149-06-06"
+        takes = "a date as YYYY-MM-DD from 1970-01-01 to 2149-06-06"
+        return Reader(_date, takes, {"type": "string", "pattern": f"^({_DAY_PATTERN})?$"})
     if match := _DATETIME.fullmatch(type_name):
         return _time_reader(name, match[2] or match[3], int(match[1] or 0))
     if type_name == "UUID":
-        return lambda text: str(UUID(text)), "a UUID"
+        return Reader(lambda text: str(UUID(text)), "a UUID", {"type": "string", "format": "uuid"})
     # Other types are read by ClickHouse, which refuses what it cannot read.
-    return _text, "text" if type_name == "String" else f"a value of the type {type_name}"
+    return Reader(_text, "text" if type_name == "String" else f"a value of the type {type_name}", {"type": "string"})
 
 
 def _matched(pattern: re.Pattern[str], text: str) -> str:
@@ -163,7 +197,7 @@ def _date(text: str) -> str:
     return value.isoformat()
 
 
-def _time_reader(name: str, zone_name: str | None, precision: int) -> tuple[Callable[[str], str], str]:
+def _time_reader(name: str, zone_name: str | None, precision: int) -> Reader:
     zone = ZoneInfo(zone_name) if zone_name and zone_name != "UTC" else UTC
     # DateTime holds 32 bits of seconds; DateTime64 holds these years in whatever precision but nanoseconds.
     first = datetime(1900, 1, 1, tzinfo=UTC) if precision else datetime(1970, 1, 1, tzinfo=UTC)
@@ -198,4 +232,4 @@ def _time_reader(name: str, zone_name: str | None, precision: int) -> tuple[Call
         digits = ((fraction or "") + ("9" if is_last_of_day else "0") * precision)[:precision]
         return f"{time.astimezone(zone):%Y-%m-%d %H:%M:%S}" + (f".{digits}" if precision else "")
 
-    return read, takes
+    return Reader(read, takes, {"type": "string", "pattern": _TIME_PATTERN})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
 from typing import Any
 
+from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 from flask import Blueprint, Response, current_app, g, jsonify, request
 from werkzeug.wsgi import FileWrapper
@@ -14,11 +16,12 @@ from werkzeug.wsgi import FileWrapper
 from serve.auth import FixedParams, authorize, identify
 from serve.body import read_body
 from serve.catalogue import Catalogue, Endpoint
-from serve.database import PIECE, Database, UnavailableError
+from serve.database import ANSWER_IN_MEMORY, PIECE, Database, UnavailableError
 from serve.errors import ApiError
+from serve.metrics import Metrics
 from serve.parameters import Value
 from warehouse.framing import frames
-from warehouse.landing import content_id, import_result, land, spool
+from warehouse.landing import ImportResult, content_id, import_result, land, spool
 from warehouse.settings import Settings
 
 log = logging.getLogger("serve")
@@ -36,11 +39,14 @@ FORMATS: dict[str, tuple[str, str, dict[str, int]]] = {
     ),
     "parquet": ("Parquet", "application/vnd.apache.parquet", {}),
     "arrow": ("ArrowStream", "application/vnd.apache.arrow.stream", {}),
+    "prometheus": ("Prometheus", "text/plain; version=0.0.4; charset=utf-8", {}),
 }
+FORMATS["csvwithnames"] = FORMATS["csv"]
 # Sent by clients along with an endpoint's parameters, and none of them.
 NO_PARAMETERS = frozenset(("token", "from", "cli_version", "__tb__client", "mode", "format", "name"))
 
 # ClickHouse's codes.
+BAD_ARGUMENTS = 36
 UNKNOWN_FUNCTION, UNKNOWN_TABLE = 46, 60
 TIMEOUT_EXCEEDED, TOO_SLOW = 159, 160
 OVERLOADED = (202, 241, 473)  # too many queries, not enough memory, deadlock avoided
@@ -76,37 +82,43 @@ def receive_events() -> Response:
     import_id = content_id([body, kind]) if key is None else content_id([b"Idempotency-Key\n", key.encode()])
     settings: Settings = current_app.extensions["settings"]
     database: Database = current_app.extensions["database"]
+    g.facts["import_id"] = import_id
+
+    def ingest(client: Client, query_id: str) -> ImportResult | None:
+        g.facts["query_id"] = query_id
+        lines = land(client, settings, import_id, "http", frames([body], document=document), {"query_id": query_id})
+        # Nothing but white space is an empty batch of an SDK's timer: all of it arrived.
+        return import_result(client, settings, import_id) if lines else None
+
     try:
-        with database.client() as client:
-            lines = land(
-                client, settings, import_id, "http", frames([body], document=document), {"query_id": g.request_id}
-            )
-            # Nothing but white space is an empty batch of an SDK's timer: all of it arrived.
-            result = import_result(client, settings, import_id) if lines else None
+        result = database.run(ingest, g.request_id)
     except (UnavailableError, ClickHouseError):
         # Not the sender's fault, whatever it is: any line can be landed.
-        log.warning("spooling request_id=%s import_id=%s", g.request_id, import_id, exc_info=True)
+        log.warning("spooling", extra={"request_id": g.request_id, "import_id": import_id}, exc_info=True)
         return _spooled(settings, import_id, body, document)
     answer: dict[str, Any] = {"successful_rows": 0, "quarantined_rows": 0, "import_id": import_id}
     if result:
+        _metrics().events.labels("accepted").inc(result.kept)
+        _metrics().events.labels("quarantined").inc(result.quarantined)
         answer |= {"successful_rows": result.kept, "quarantined_rows": result.quarantined}
         if result.rejects:
             answer["quarantined"] = [
                 {"line": line, "column": column, "error": error} for line, column, error in result.rejects
             ]
-    return _json(answer, 202 if request.args.get("wait", "").lower() == "false" else 200)
+    return json_answer(answer, 202 if request.args.get("wait", "").lower() == "false" else 200)
 
 
 def _spooled(settings: Settings, import_id: str, body: bytes, document: bool) -> Response:
     try:
         spool(settings, import_id, body, ".json" if document else ".ndjson")
     except Exception:
-        log.exception("nowhere to keep the events request_id=%s", g.request_id)
+        log.exception("nowhere to keep the events", extra={"request_id": g.request_id})
         raise ApiError(
             503, "unavailable", "The events could not be kept; send them again later.", retry_after=RETRY_AFTER
         ) from None
     lines = sum(len(run.lines) for run in frames([body], document=document))
-    return _json({"successful_rows": lines, "quarantined_rows": 0, "import_id": import_id}, 202)
+    _metrics().events.labels("spooled").inc(lines)
+    return json_answer({"successful_rows": lines, "quarantined_rows": 0, "import_id": import_id}, 202)
 
 
 @routes.route("/v0/pipes/<name>.<extension>", methods=["GET", "POST"])
@@ -216,17 +228,29 @@ def _unusable(fixed: str) -> ApiError:
 def _answer(endpoint: Endpoint, values: Values, extension: str) -> Response:
     output_format, media_type, settings = FORMATS[extension]
     database: Database = current_app.extensions["database"]
+    g.facts["endpoint"] = endpoint.name
     answer = database.fetch(endpoint.sql, values, output_format, g.request_id, **settings)
-    size = answer.tell()
-    answer.seek(0)
-    # With its length, an answer that is cut off on its way does not look complete.
-    headers = {"Content-Type": media_type, "Content-Length": str(size)}
-    return Response(FileWrapper(answer, PIECE), headers=headers, direct_passthrough=True)
+    g.facts |= {"query_id": answer.query_id, "rows_read": answer.rows_read, "bytes_read": answer.bytes_read}
+    if answer.size > ANSWER_IN_MEMORY:
+        # With its length, an answer that is cut off on its way does not look complete.
+        headers = {"Content-Type": media_type, "Content-Length": str(answer.size)}
+        return Response(FileWrapper(answer.content, PIECE), headers=headers, direct_passthrough=True)
+    with answer.content:
+        content = answer.content.read()
+    response = Response(content, content_type=media_type)
+    # The query runs each time: a client that has the same rows already is spared their transfer, and never a newer
+    # answer. Weak, as the rows are equal and `statistics`, how long they took, is not.
+    rows = content.rpartition(b'"statistics":')[0] if extension == "json" else content
+    response.set_etag(hashlib.blake2b(rows, digest_size=16).hexdigest(), weak=True)
+    response.headers["Cache-Control"] = "private, no-cache"
+    response.make_conditional(request)
+    return response
 
 
 def _translated(error: ClickHouseError) -> Exception:
     """What the caller is told of ClickHouse's refusal; what is nobody's fault stays as it is and answers 500."""
     code = error.code if isinstance(error, Error) else None
+    g.facts["db_exception_code"] = code
     if code in (TIMEOUT_EXCEEDED, TOO_SLOW):
         seconds = current_app.config["MAX_EXECUTION_TIME"]
         return ApiError(
@@ -237,6 +261,10 @@ def _translated(error: ClickHouseError) -> Exception:
     if match := _PARAMETER_IN_MESSAGE.search(str(error)):
         name = match[1]
         return ApiError(400, "parameter_invalid", f"Parameter {name} does not fit its type.", parameter=name)
+    if code == BAD_ARGUMENTS and "output format" in str(error):
+        return ApiError(
+            400, "format_unsuitable", "This endpoint's columns do not fit the format; prometheus takes name and value."
+        )
     if code in (UNKNOWN_FUNCTION, UNKNOWN_TABLE):
         return ApiError(404, "endpoint_unknown", "This endpoint is no longer there; GET /v0/pipes lists the endpoints.")
     return error
@@ -245,9 +273,7 @@ def _translated(error: ClickHouseError) -> Exception:
 @routes.get("/v0/pipes")
 def list_endpoints() -> Response:
     """The endpoints that the token may read."""
-    access = identify()
-    readable = (it for it in _endpoints().values() if access.allows(f"PIPES:READ:{it.name}"))
-    return _json({"pipes": [endpoint.document() for endpoint in readable]})
+    return json_answer({"pipes": [endpoint.document() for endpoint in readable_endpoints()]})
 
 
 @routes.get("/v0/pipes/<name>")
@@ -257,14 +283,14 @@ def describe_endpoint(name: str) -> Response:
     endpoints = _endpoints()
     if name not in endpoints:
         raise _unknown_endpoint(endpoints)
-    return _json(endpoints[name].document())
+    return json_answer(endpoints[name].document())
 
 
 @routes.get("/health")
 def health() -> Response:
     """200 only when ClickHouse answers the API's own user."""
     _endpoints()
-    return _json({"status": "ok"})
+    return json_answer({"status": "ok"})
 
 
 def _endpoints() -> dict[str, Endpoint]:
@@ -274,9 +300,20 @@ def _endpoints() -> dict[str, Endpoint]:
         raise _unavailable() from None
 
 
+def _metrics() -> Metrics:
+    metrics: Metrics = current_app.extensions["metrics"]
+    return metrics
+
+
 def _catalogue() -> Catalogue:
     catalogue: Catalogue = current_app.extensions["catalogue"]
     return catalogue
+
+
+def readable_endpoints() -> list[Endpoint]:
+    """The endpoints that the request's token may read."""
+    access = identify()
+    return [endpoint for endpoint in _endpoints().values() if access.allows(f"PIPES:READ:{endpoint.name}")]
 
 
 def _unknown_endpoint(endpoints: dict[str, Endpoint]) -> ApiError:
@@ -288,7 +325,7 @@ def _unavailable() -> ApiError:
     return ApiError(503, "unavailable", "ClickHouse does not answer; ask again later.", retry_after=RETRY_AFTER)
 
 
-def _json(content: dict[str, Any], status: int = 200) -> Response:
+def json_answer(content: dict[str, Any], status: int = 200) -> Response:
     response = jsonify(content)
     response.status_code = status
     return response

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import brotli
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from clickhouse_connect.driver.client import Client
 from flask.testing import FlaskClient
+from prometheus_client.parser import text_string_to_metric_families
 from werkzeug.test import TestResponse
 
 from serve.app import create_app
@@ -40,6 +45,7 @@ def views(settings: Settings, client: Client) -> Iterator[str]:
         "typed": "select {n:UInt64} as n, {at:Nullable(DateTime64(3, 'UTC'))} as at, {b:Nullable(Bool)} as b, "
         "{d:Nullable(Date)} as d, {m:Nullable(Decimal(10, 2))} as m, {e:Nullable(Enum8('a' = 1, 'b' = 2))} as e",
         "plain": "select 1 as one",
+        "measured": "select 'events_total' as name, 2 as value, map('type', 'a\"b') as labels",
         "many": "select number, toString(number) as text from numbers(assumeNotNull({rows:UInt64}))",
         "slow": "select sleepEachRow(0.5) as slept, {x:Nullable(String)} as x from numbers(100) "
         "settings max_block_size = 1",
@@ -133,6 +139,7 @@ def test_types(web: FlaskClient, bearer: dict[str, str]) -> None:
         ("echo`; drop.json", 404, "endpoint_unknown", None),
         ("slow.json", 408, "query_timeout", None),
         ("failing.json", 500, "internal", None),
+        ("plain.prometheus", 400, "format_unsuitable", None),
     ],
 )
 def test_refusals_have_one_shape(
@@ -187,6 +194,83 @@ def test_formats(web: FlaskClient, bearer: dict[str, str]) -> None:
     assert [json.loads(line)["number"] for line in get("ndjson").text.splitlines()] == numbers
     assert pq.read_table(io.BytesIO(get("parquet").data))["number"].to_pylist() == numbers
     assert pa.ipc.open_stream(get("arrow").data).read_all()["number"].to_pylist() == numbers
+    assert get("csvwithnames").data == get("csv").data
+
+
+def test_prometheus_reads_an_endpoint_that_has_names_and_values(web: FlaskClient, bearer: dict[str, str]) -> None:
+    response = web.get("/v0/pipes/measured.prometheus", headers=bearer)
+    [metric] = text_string_to_metric_families(response.text)
+    assert response.content_type == "text/plain; version=0.0.4; charset=utf-8"
+    assert [(it.name, it.labels, it.value) for it in metric.samples] == [("events_total", {"type": 'a"b'}, 2.0)]
+
+
+def test_an_answer_is_sent_again_only_when_its_rows_changed(
+    web: FlaskClient, bearer: dict[str, str], client: Client, views: str
+) -> None:
+    client.command(f"create table {views}.changing (n UInt8) engine = Memory")
+    client.command(f"create view {views}.changed sql security definer as select sum(n) as n from {views}.changing")
+    try:
+        first = web.get("/v0/pipes/changed.json", headers=bearer)
+        assert row(first) == {"n": 0}
+        assert first.headers["Cache-Control"] == "private, no-cache"
+        known = {**bearer, "If-None-Match": first.headers["ETag"]}
+        for headers in (known, {**known, "Accept-Encoding": "gzip"}):
+            again = web.get("/v0/pipes/changed.json", headers=headers)
+            assert (again.status_code, again.data) == (304, b"")
+            assert again.headers["ETag"] == first.headers["ETag"]
+        client.command(f"insert into {views}.changing values (1)")
+        assert row(web.get("/v0/pipes/changed.json", headers=known)) == {"n": 1}
+        # The same rows in another format, or as another endpoint's, are another answer.
+        assert web.get("/v0/pipes/changed.csv", headers=known).status_code == 200
+    finally:
+        client.command(f"drop view {views}.changed")
+        client.command(f"drop table {views}.changing")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "decompress"),
+    [
+        ("gzip", gzip.decompress),
+        ("br", brotli.decompress),
+        ("zstd", lambda body: zstandard.ZstdDecompressor().decompressobj().decompress(body)),
+    ],
+)
+@pytest.mark.parametrize("rows", [1000, 700_000])  # in memory, on disk
+def test_answers_are_compressed_when_asked(
+    web: FlaskClient, bearer: dict[str, str], encoding: str, decompress: Any, rows: int
+) -> None:
+    address = f"/v0/pipes/many.csv?rows={rows}"
+    plain = web.get(address, headers=bearer)
+    assert "Content-Encoding" not in plain.headers
+    assert "Accept-Encoding" in plain.headers["Vary"]
+    packed = web.get(address, headers={**bearer, "Accept-Encoding": encoding})
+    assert packed.headers["Content-Encoding"] == encoding
+    assert decompress(packed.data) == plain.data
+    assert len(packed.data) < len(plain.data) / 2
+
+
+def test_small_and_already_compressed_answers_are_sent_as_they_are(web: FlaskClient, bearer: dict[str, str]) -> None:
+    for address in ("plain.json", "many.parquet?rows=10000"):
+        response = web.get(f"/v0/pipes/{address}", headers={**bearer, "Accept-Encoding": "gzip, br, zstd"})
+        assert response.status_code == 200
+        assert "Content-Encoding" not in response.headers
+
+
+def test_one_request_id_may_be_used_by_several_requests_at_once(settings: Settings, bearer: dict[str, str]) -> None:
+    app = create_app(settings)
+    headers = {**bearer, "X-Request-Id": "at.once"}
+
+    def ask(n: int) -> TestResponse:
+        if n % 2:
+            return app.test_client().get("/v0/pipes/plain.json", headers=headers)
+        event = {"event_id": f"at-once-{n}", "event_type": "t", "event_time": "2025-01-01 00:00:00"}
+        return app.test_client().post("/v0/events?name=app_events", data=json.dumps(event), headers=headers)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(48)))
+    # 202 would be a batch that was spooled for want of an id.
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.headers["X-Request-Id"] for answer in answers} == {"at.once"}
 
 
 def test_a_large_answer_is_whole(web: FlaskClient, bearer: dict[str, str]) -> None:
@@ -246,7 +330,6 @@ def test_every_answer_carries_the_request_id(
 ) -> None:
     response = web.get("/v0/pipes/plain.json", headers={**bearer, "X-Request-Id": "my.request-1"})
     assert response.headers["X-Request-Id"] == "my.request-1"
-    assert response.headers["Cache-Control"] == "no-store"
     client.command("system flush logs")
     logged = client.query(
         "select count() from system.query_log where query_id = 'my.request-1' and type = 'QueryFinish'"

@@ -154,7 +154,7 @@ def test_a_body_that_is_cut_off_lands_nothing(api: Api, client: Client, server: 
         caller.sendall(head.encode() + b"Content-Length: 1000\r\n\r\n" + event)
         caller.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + 10
-        while "request_id=cut-off" not in api.log.read_text():
+        while '"request_id": "cut-off"' not in api.log.read_text():
             assert time.monotonic() < deadline, api.log.read_text()
             time.sleep(0.05)
     found = client.query(f"select count() from {server.settings.database}.app_events where event_id = 'cut-off'")
