@@ -115,7 +115,8 @@ def _allow_origin(response: Response) -> None:
             return
         response.headers["Access-Control-Allow-Origin"] = origin
     response.headers["Access-Control-Expose-Headers"] = (
-        "ETag, Retry-After, X-DB-Exception-Code, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Request-Id"
+        "ETag, Retry-After, X-DB-Exception-Code, X-Request-Id, "
+        "X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset"
     )
     if request.method == "OPTIONS":
         response.headers["Access-Control-Allow-Methods"] = response.headers.get("Allow", "GET, HEAD, OPTIONS, POST")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import brotli
 import pytest
 import zstandard
 from clickhouse_connect.driver.client import Client
@@ -109,6 +110,7 @@ def test_rejects_are_told_and_kept(
         ("zstd", lambda body: zstandard.compress(body[:9]) + zstandard.compress(body[9:])),
         ("deflate", zlib.compress),
         ("deflate", lambda body: zlib.compress(body)[2:-4]),
+        ("br", brotli.compress),
         ("identity", bytes),
     ],
 )
@@ -124,8 +126,11 @@ def test_compressed_bodies_are_the_same_import(
 def test_bodies_that_are_not_what_they_say(web: FlaskClient, bearer: dict[str, str]) -> None:
     whole = event("x" * 1000)
     for encoding, body, status in [
-        ("br", whole, 415),
+        ("compress", whole, 415),
         ("gzip, zstd", whole, 415),
+        ("br", whole, 400),
+        ("br", brotli.compress(whole)[:-3], 400),
+        ("br", b"", 400),
         ("gzip", whole, 400),
         ("gzip", gzip.compress(whole)[:-9], 400),
         ("zstd", whole, 400),
@@ -136,7 +141,10 @@ def test_bodies_that_are_not_what_they_say(web: FlaskClient, bearer: dict[str, s
         assert response.status_code == status, (encoding, response.text)
 
 
-@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("zstd", zstandard.compress)])
+@pytest.mark.parametrize(
+    ("encoding", "compress"),
+    [("gzip", gzip.compress), ("zstd", zstandard.compress), ("br", lambda body: brotli.compress(body, quality=5))],
+)
 def test_a_bomb_is_refused_without_being_inflated(
     web: FlaskClient, bearer: dict[str, str], encoding: str, compress: Any
 ) -> None:
