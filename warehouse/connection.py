@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,15 @@ def connect(settings: Settings, *, as_serve_user: bool = False, as_user: str = "
         autogenerate_session_id=False,
         **options,
     )
+
+
+def refusal(error: Exception) -> str:
+    """What ClickHouse says is wrong, in one sentence: without its code, the query, its version and its address."""
+    said = str(error)
+    sentence = said.partition("DB::Exception: ")[2] or said
+    for tail in (" (version", " (for url", ": In scope ", ": while executing", ": While ", " In scope "):
+        sentence = sentence.partition(tail)[0]
+    return re.sub(r"[. ]*\([A-Z_]+\)$", "", sentence).rstrip(". ") + "."
 
 
 def serve_password(settings: Settings) -> str:

@@ -8,7 +8,7 @@ from contextlib import closing
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from warehouse.connection import connect, serve_password, sql_password
+from warehouse.connection import connect, refusal, serve_password, sql_password
 from warehouse.settings import PROJECT_DIR, Settings
 
 SCHEMA_DIR = PROJECT_DIR / "warehouse" / "schema"
@@ -89,24 +89,43 @@ def sql_grants(settings: Settings) -> list[str]:
     return [f"SELECT ON {settings.database}.*", f"SELECT ON {settings.api_database}.*"]
 
 
+def checked(settings: Settings, lines: str) -> str:
+    """The rows of ``landing_checked`` that landing would make of other lines: a query.
+
+    Args:
+        lines: a table or subquery with the columns of ``landing``.
+    """
+    return _select_of(settings, "landing_check").replace(f"from {settings.database}.landing\n", f"from {lines}\n")
+
+
+def kept(settings: Settings, lines_checked: str) -> str:
+    """The rows of ``app_events`` that landing would make of checked lines: a query, columns named."""
+    select = _select_of(settings, "landing_kept")
+    return select.replace(f"from {settings.database}.landing_checked\n", f"from {lines_checked}\n")
+
+
+def _select_of(settings: Settings, view: str) -> str:
+    for path in SCHEMA_DIR.glob("*.sql"):
+        for statement in _statements(path.read_text()):
+            sql = statement.replace("{database}", settings.database)
+            if (found := _VIEW.search(sql)) and found[1] == f"{settings.database}.{view}":
+                return found[2]
+    raise LookupError(view)
+
+
 def _create_users(client: Client, settings: Settings) -> None:
     if settings.serve_user != settings.clickhouse_user and not settings.serve_password:
         try:
             _create_user(client, settings.serve_user, serve_password(settings), serve_grants(settings), {})
         except ClickHouseError as error:
-            raise ServeUserError(_not_made(settings.serve_user, error)) from error
+            raise ServeUserError(f"{settings.serve_user} could not be made: {refusal(error)}") from error
     if not settings.sql_password:
         password = sql_password(settings)
         try:
             _create_user(client, settings.sql_user, password, sql_grants(settings), SQL_SETTINGS)
             _create_user(client, settings.answers_user, password, [], SQL_SETTINGS)
         except ClickHouseError as error:
-            raise SqlUserError(_not_made(settings.sql_user, error)) from error
-
-
-def _not_made(user: str, error: ClickHouseError) -> str:
-    reason = str(error).partition("DB::Exception: ")[2].partition(" (for url")[0] or str(error)
-    return f"{user} could not be made: {reason}"
+            raise SqlUserError(f"{settings.sql_user} could not be made: {refusal(error)}") from error
 
 
 def _create_user(client: Client, user: str, password: str, grants: list[str], limits: dict[str, int]) -> None:
