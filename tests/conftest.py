@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from clickhouse_connect.driver.client import Client
@@ -18,6 +19,9 @@ from clickhouse_connect.driver.client import Client
 from warehouse.connection import connect
 from warehouse.schema import apply_schema
 from warehouse.settings import PROJECT_DIR, Settings
+
+if TYPE_CHECKING:
+    from exactness import Warehouse
 
 SHARED_DATA = PROJECT_DIR.parent / "shared" / "data"
 
@@ -140,6 +144,22 @@ def copy_of_the_project(folder: Path) -> Path:
 def dbt(server: EmbeddedServer) -> Dbt:
     """dbt on the session's embedded ClickHouse."""
     return Dbt(server.environ)
+
+
+@pytest.fixture(scope="session")
+def prepared(settings: Settings, dbt: Dbt) -> Warehouse:
+    """The session's tables and endpoints with dbt's runs taken apart, for the tests of exactness."""
+    from exactness import Warehouse
+
+    return Warehouse.prepared(settings, dbt)
+
+
+@pytest.fixture
+def warehouse(prepared: Warehouse) -> Iterator[Warehouse]:
+    """The same without a row."""
+    prepared.empty()
+    yield prepared
+    prepared.empty()
 
 
 @pytest.fixture(scope="session")
