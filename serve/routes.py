@@ -77,9 +77,8 @@ def receive_events() -> Response:
     asked_format = request.args.get("format", "")
     document = asked_format == "json" or (not asked_format and request.mimetype == "application/json")
     key = request.headers.get("Idempotency-Key")
-    # An array is one line or many events, by the format that it is sent in: two imports.
-    kind = b"array" if document and body.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"[") else b""
-    import_id = content_id([body, kind]) if key is None else content_id([b"Idempotency-Key\n", key.encode()])
+    extension = ".json" if document else ".ndjson"
+    import_id = content_id([body], extension) if key is None else content_id([b"Idempotency-Key\n", key.encode()])
     settings: Settings = current_app.extensions["settings"]
     database: Database = current_app.extensions["database"]
     g.facts["import_id"] = import_id

@@ -59,7 +59,7 @@ def put(settings: Settings, name: str, content: bytes) -> str:
     path.write_bytes(content)
     past = time.time() - 10
     os.utime(path, (past, past))
-    return content_id([content])
+    return content_id([content], path.suffix)
 
 
 def run(client: Client, settings: Settings) -> dict[str, Outcome]:
@@ -168,7 +168,7 @@ def test_every_format_and_compression(client: Client, folder: Settings) -> None:
             events = [event(n, properties=f'{{"key":"k","value":"a\nb,\\"{n}é"}}') for n in range(20)]
             put(folder, f"sub/{suffix}day{extension}{suffix}" if suffix != ".GZ" else f"A{extension}.GZ", compress(
                 write(events)))  # fmt: skip
-            sent[content_id([write(events)])] = events
+            sent[content_id([write(events)], extension)] = events
     # Hidden folders and files are not looked at; these names start with the suffix, hence with a dot.
     hidden = {path for path in (Path(folder.landing_url) / "sub").iterdir() if path.name.startswith(".")}
     for path in hidden:

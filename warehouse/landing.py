@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import datetime
+import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -14,6 +16,7 @@ import posixpath
 import re
 import secrets
 import shutil
+import signal
 import tempfile
 import time
 from array import array
@@ -48,6 +51,12 @@ SPOOLED_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
 SET_ASIDE = "set_aside"
 # A file of the local file system that changed within this many seconds may still be written.
 QUIET_SECONDS = 1.0
+# What is asked of S3 gives up on a dead address after 5 attempts (s3fs makes them) of 2 s; keys and address are its own
+# to find (AWS_* or FSSPEC_S3_*). A listing that is kept would hide new objects.
+S3_OPTIONS = {
+    "use_listings_cache": False,
+    "config_kwargs": {"connect_timeout": 2, "read_timeout": 20, "retries": {"total_max_attempts": 1}},
+}
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 TEXT_EXTENSIONS = (".ndjson", ".jsonl", ".json")
@@ -72,6 +81,10 @@ class Unreadable(Exception):
     """A file that cannot be read to its end; the message says why in one sentence."""
 
 
+class Unfinished(Exception):
+    """A file that is not complete yet, or no longer what was listed."""
+
+
 class ImportResult(NamedTuple):
     """What an import brought: lines = kept + quarantined.
 
@@ -85,11 +98,22 @@ class ImportResult(NamedTuple):
     rejects: list[tuple[int, str, str]]
 
 
-def content_id(chunks: Iterable[bytes]) -> str:
-    """The import id of some content: 32 hexadecimal characters made from its decompressed bytes."""
+def content_id(chunks: Iterable[bytes], extension: str = ".ndjson") -> str:
+    """The import id of some content: 32 hexadecimal characters made from its decompressed bytes and how they are read.
+
+    Args:
+        extension: of its format. The same bytes are other lines in another format: an array is one line of NDJSON, and
+            many events of a JSON document.
+    """
     digest = hashlib.blake2b(digest_size=16)
+    first = b""
     for chunk in chunks:
         digest.update(chunk)
+        first = first or chunk.lstrip(b" \t\r\n\xef\xbb\xbf")[:1]
+    if extension == ".json" and first == b"[":
+        digest.update(b"array")
+    elif extension not in TEXT_EXTENSIONS:
+        digest.update(extension.encode())
     return digest.hexdigest()
 
 
@@ -218,7 +242,7 @@ class LandingFile:
     Attributes:
         path: relative to the folder.
         size: in bytes, as it lies there.
-        modified: when it was last changed, as its file system says it.
+        modified: what its file system tells versions of a file apart by: when it was last changed, or its ETag.
     """
 
     path: str
@@ -260,12 +284,27 @@ class Outcome:
     error: str = ""
 
 
+def landing_filesystem(settings: Settings) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of ``LANDING_URL``, and the folder's path on it.
+
+    Raises:
+        ImportError: the package for this kind of URL is not installed; the message names it.
+        ValueError: a URL of no known kind.
+    """
+    url = settings.landing_url
+    options = S3_OPTIONS if url.startswith(("s3://", "s3a://")) else {}
+    filesystem, root = fsspec.core.url_to_fs(url, **options)
+    return filesystem, root.rstrip("/")
+
+
 class LandingFolder:
-    """The landing folder: a local path or any fsspec URL."""
+    """The landing folder: a local path or any fsspec URL.
+
+    Whatever its storage refuses is an ``OSError`` with an ``errno``; one without is the fault of a file's content.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self.fs, root = fsspec.core.url_to_fs(settings.landing_url)
-        self.root = root.rstrip("/")
+        self.fs, self.root = landing_filesystem(settings)
         self.local = isinstance(self.fs, LocalFileSystem)
         if self.local:
             self.fs.makedirs(self.root, exist_ok=True)
@@ -275,57 +314,175 @@ class LandingFolder:
 
     def files(self) -> list[LandingFile]:
         """Every complete file, spooled batches first, then by path; not the hidden, unfinished and set-aside ones."""
-        self.fs.invalidate_cache()
         now = time.time()
+        with _storage():
+            self.fs.invalidate_cache()
+            listed = self.fs.find(self.root, detail=True)
         found = []
-        for full, info in self.fs.find(self.root, detail=True).items():
+        for full, info in listed.items():
             path = full[len(self.root) :].lstrip("/")
             parts = path.split("/")
+            # Consoles of object stores make empty objects that stand for folders.
+            if info.get("type") == "directory" or not parts[-1]:
+                continue
             if parts[0] == SET_ASIDE or any(part.startswith(".") for part in parts):
                 continue
             if path.endswith((".tmp", ".part")):
                 continue
             if self.local and parts[0] != SPOOL and now - info["mtime"] < QUIET_SECONDS:
                 continue
-            found.append(LandingFile(path, info.get("size") or 0, _modified(info)))
+            found.append(LandingFile(path, info.get("size") or 0, _version(info)))
         return sorted(found, key=lambda file: (not file.import_id, file.path))
 
-    def unchanged(self, file: LandingFile) -> bool:
-        """True when the file is still what was listed."""
-        self.fs.invalidate_cache()
-        info = self.fs.info(self.full(file.path))
-        return (info.get("size") or 0, _modified(info)) == (file.size, file.modified)
+    def is_complete(self, file: LandingFile) -> bool:
+        """True when the file is still what was listed and no program is known to write to it."""
+        if file.import_id:
+            return True
+        with _storage():
+            self.fs.invalidate_cache()
+            info = self.fs.info(self.full(file.path))
+        if (info.get("size") or 0, _version(info)) != (file.size, file.modified):
+            return False
+        return not self.is_being_written(file)
+
+    def is_being_written(self, file: LandingFile) -> bool:
+        """True when a program of this machine has the local file open for writing."""
+        return self.local and not file.import_id and _is_open_for_writing(self.full(file.path))
+
+    def require_complete(self, file: LandingFile) -> None:
+        if not self.is_complete(file):
+            raise Unfinished("It is still being written.")
 
     @contextmanager
     def open(self, file: LandingFile) -> Iterator[IO[bytes]]:
-        """The file's content, decompressed."""
-        with self.fs.open(self.full(file.path), "rb") as stored:
+        """The file's content, decompressed.
+
+        Raises:
+            Unfinished: it is not what was listed, or still being written.
+            OSError: without an ``errno``, compressed data that is damaged; with one, a failure of the storage.
+        """
+        with _storage():
+            stored = self.fs.open(self.full(file.path), "rb")
+        with stored:
+            # What is open now stays what it is: a name that is given to another file later does not change it.
+            self.require_complete(file)
+            source = stored if self.local else io.BufferedReader(_Remote(stored), READ_BYTES)
             if not file.compression:
-                yield stored
+                yield source
             else:
-                with pa.CompressedInputStream(pa.PythonFile(stored, "r"), COMPRESSIONS[file.compression]) as stream:
+                with pa.CompressedInputStream(pa.PythonFile(source, "r"), COMPRESSIONS[file.compression]) as stream:
                     yield stream
+
+    @contextmanager
+    def write(self, path: str) -> Iterator[IO[bytes]]:
+        """Write a file that is there whole, durable and under its name when the block ends, or not at all.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        target = self.full(path)
+        if not self.local:
+            with tempfile.NamedTemporaryFile() as copy:
+                yield copy
+                copy.flush()
+                with _storage():
+                    self.fs.put_file(copy.name, target)  # an object appears when its upload is complete
+            return
+        directory, name = os.path.split(target)
+        if not os.path.isdir(directory):
+            os.makedirs(directory, exist_ok=True)
+            _sync_directory(self.root)
+        draft = f"{directory}/.{name}.{secrets.token_hex(8)}"
+        try:
+            with open(draft, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(draft, target)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(draft)
+            raise
+        _sync_directory(directory)
 
     def set_aside(self, file: LandingFile) -> str:
         """Move a file to ``set_aside/`` and return its new path; one that lies there already is kept."""
         target = f"{SET_ASIDE}/{file.path}"
-        if self.fs.exists(self.full(target)):
-            target = f"{target}.{secrets.token_hex(4)}"
-        self.fs.makedirs(posixpath.dirname(self.full(target)), exist_ok=True)
-        self.fs.mv(self.full(file.path), self.full(target))
+        with _storage():
+            if self.fs.exists(self.full(target)):
+                target = f"{target}.{secrets.token_hex(4)}"
+            self.fs.makedirs(posixpath.dirname(self.full(target)), exist_ok=True)
+            self.fs.mv(self.full(file.path), self.full(target))
         return target
 
     def remove(self, file: LandingFile) -> None:
-        with suppress(FileNotFoundError):
+        with _storage(), suppress(FileNotFoundError):
             self.fs.rm_file(self.full(file.path))
 
 
-def _modified(info: Mapping[str, Any]) -> str:
-    for name in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
+@contextmanager
+def _storage() -> Iterator[None]:
+    """Turn whatever the client of some storage raises into an ``OSError`` with an ``errno``."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and (error.errno is not None or isinstance(error, FileNotFoundError)):
+            raise
+        raise OSError(errno.EIO, str(error)) from error
+
+
+class _Remote(io.RawIOBase):
+    """A file of a remote storage whose failures are told from those of its content."""
+
+    def __init__(self, stored: IO[bytes]) -> None:
+        self._stored = stored
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _storage():
+            piece = self._stored.read(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._stored.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stored.tell()
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    # An object that is overwritten within a second keeps its time and, perhaps, its size.
+    for name in ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "modified", "created"):
         if (value := info.get(name)) is not None:
             # A file system may list a number and describe the same file by a datetime.
             return str(value.timestamp() if isinstance(value, datetime.datetime) else value)
     return ""
+
+
+def _is_open_for_writing(path: str) -> bool:
+    """True when a program of this machine has the file open for writing; False where the system does not tell."""
+    if not hasattr(fcntl, "F_SETLEASE"):  # Linux only
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False  # whoever reads it next says why
+    try:
+        # Should a writer come right now, the kernel would send SIGIO, which kills; nothing listens to this one.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN  # otherwise not our file, or a file system without leases
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def spool(settings: Settings, import_id: str, body: bytes, extension: str) -> str:
@@ -344,28 +501,9 @@ def spool(settings: Settings, import_id: str, body: bytes, extension: str) -> st
     """
     if not SPOOLED_ID.fullmatch(import_id) or extension not in TEXT_EXTENSIONS:
         raise ValueError(f"Cannot spool a batch as {import_id!r} with extension {extension!r}.")
-    folder = LandingFolder(settings)
     path = f"{SPOOL}/{import_id}{extension}"
-    target = folder.full(path)
-    if not folder.local:
-        folder.fs.pipe_file(target, body)
-        return path
-    directory = os.path.dirname(target)
-    if not os.path.isdir(directory):
-        os.makedirs(directory, exist_ok=True)
-        _sync_directory(folder.root)
-    draft = f"{directory}/.{import_id}.{secrets.token_hex(8)}"
-    try:
-        with open(draft, "xb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(draft, target)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(draft)
-        raise
-    _sync_directory(directory)
+    with LandingFolder(settings).write(path) as file:
+        file.write(body)
     return path
 
 
@@ -379,7 +517,8 @@ def _sync_directory(path: str) -> None:
 
 def waiting_files(client: Client, settings: Settings) -> list[LandingFile]:
     """The complete files of the landing folder that were not dealt with yet."""
-    files = LandingFolder(settings).files()
+    folder = LandingFolder(settings)
+    files = folder.files()
     if all(file.import_id for file in files):
         return files  # spooled batches are deleted once they are in
     known = set(
@@ -388,7 +527,8 @@ def waiting_files(client: Client, settings: Settings) -> list[LandingFile]:
             parameters={"database": settings.database},
         ).result_rows
     )
-    return [file for file in files if file.import_id or (file.path, file.size, file.modified) not in known]
+    new = [file for file in files if file.import_id or (file.path, file.size, file.modified) not in known]
+    return [file for file in new if not folder.is_being_written(file)]
 
 
 def ingest(client: Client, settings: Settings) -> Iterator[Outcome]:
@@ -404,9 +544,9 @@ def ingest(client: Client, settings: Settings) -> Iterator[Outcome]:
             outcome, import_id = _ingest_file(client, settings, folder, file)
         except FileNotFoundError:
             continue  # another run was faster
-        except (Unreadable, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                # The disk, the network or a permission: not the fault of the file's content.
+        except (Unreadable, Unfinished, OSError) as error:
+            if isinstance(error, Unfinished) or (isinstance(error, OSError) and error.errno is not None):
+                # A writer, the disk, the network or a permission: not the fault of the file's content.
                 log.warning("%s was left where it is: %s", file.path, error)
                 yield Outcome(file.path, "left", error=str(error))
                 continue
@@ -420,10 +560,9 @@ def ingest(client: Client, settings: Settings) -> Iterator[Outcome]:
                 log.warning("%s could not be moved to %s/: %s", file.path, SET_ASIDE, failure)
             log.warning("%s was set aside: %s", file.path, reason)
             outcome, import_id = Outcome(path, "set aside", error=reason), file.import_id
-        if outcome.state != "left":
-            _record(client, settings, file, outcome, import_id, started)
-            if file.import_id:
-                folder.remove(file)
+        _record(client, settings, file, outcome, import_id, started)
+        if file.import_id:
+            folder.remove(file)
         yield outcome
 
 
@@ -434,8 +573,6 @@ def _ingest_file(client: Client, settings: Settings, folder: LandingFolder, file
             f"each also with {' or '.join(COMPRESSIONS)}."
         )
     import_id = file.import_id or _prove_readable(folder, file)
-    if not file.import_id and not folder.unchanged(file):
-        return Outcome(file.path, "left", error="It is still being written."), ""
     done = client.query(
         "select count() from {database:Identifier}.landing_files where content_id = {id:String} and state = 'done'",
         parameters={"database": settings.database, "id": import_id},
@@ -444,13 +581,14 @@ def _ingest_file(client: Client, settings: Settings, folder: LandingFolder, file
         return Outcome(file.path, "done"), import_id
     source = "http" if file.import_id else file.path
     lines = land(client, settings, import_id, source, read_frames(folder, file))
+    folder.require_complete(file)
     return Outcome(file.path, "done", lines, import_result(client, settings, import_id).quarantined), import_id
 
 
 def _prove_readable(folder: LandingFolder, file: LandingFile) -> str:
     """Read the file to its end, before anything of it is inserted, and return its content's id."""
     with folder.open(file) as stream:
-        found = content_id(_pieces(stream))
+        found = content_id(_pieces(stream), file.extension)
     if file.extension not in TEXT_EXTENSIONS:  # framing takes any text
         for _ in read_frames(folder, file):
             pass
@@ -489,7 +627,7 @@ def read_frames(folder: LandingFolder, file: LandingFile) -> Iterator[Frames]:
 
     Raises:
         Unreadable: a CSV or Parquet file that is none.
-        OSError: without an ``errno``, compressed data that is damaged; with one, a failure of the file system.
+        Unfinished, OSError: as ``LandingFolder.open``.
     """
     with folder.open(file) as stream:
         if file.extension == ".csv":

@@ -1,4 +1,4 @@
-"""What has to be true before anything starts: free ports, a data folder of our own, a ClickHouse that takes us in."""
+"""What has to be true before anything starts: free ports, folders, a ClickHouse that takes us in."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from warehouse.connection import connect
+from warehouse.landing import LandingFolder
 from warehouse.processes import bound, listens
 from warehouse.settings import Settings
 
@@ -65,6 +66,20 @@ def check_clickhouse(settings: Settings) -> None:
                 f"No ClickHouse answers at {url}; check CLICKHOUSE_HOST, _PORT and _SECURE, or unset CLICKHOUSE_HOST."
             )
         raise StartError(message) from error
+
+
+def check_landing(settings: Settings) -> None:
+    """Check that the landing folder can be listed.
+
+    Raises:
+        StartError: it cannot.
+    """
+    try:
+        LandingFolder(settings).files()
+    except (ImportError, ValueError, OSError) as error:
+        raise StartError(
+            f"The landing folder cannot be listed; check LANDING_URL and its credentials: {error}"
+        ) from error
 
 
 @contextmanager

@@ -20,12 +20,12 @@ from types import FrameType
 from typing import NoReturn
 
 import dotenv
-import fsspec
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from warehouse.connection import admin_token, connect
-from warehouse.preflight import StartError, check_clickhouse, check_ports, clickhouse_url, data_folder
+from warehouse.landing import LandingFolder
+from warehouse.preflight import StartError, check_clickhouse, check_landing, check_ports, clickhouse_url, data_folder
 from warehouse.processes import Part, free_port, http_answers, listens, reachable
 from warehouse.sample import land_sample
 from warehouse.schema import ServeUserError, SqlUserError, apply_schema
@@ -231,9 +231,9 @@ class Supervisor:
 
     def _land_sample(self, client: Client, events: int) -> bool:
         """Land sample events when nothing was ever imported or landed; True when it did."""
-        filesystem, folder = fsspec.url_to_fs(self.settings.landing_url)
+        folder = LandingFolder(self.settings)
         imports = client.query(f"select count() from {self.settings.database}.imports").result_rows[0][0]
-        if imports or filesystem.exists(f"{folder}/{SAMPLE_FILE}"):
+        if imports or folder.fs.exists(folder.full(SAMPLE_FILE)):
             return False
         self.say(f"adding {events:,} sample events of the last {SAMPLE_DAYS} days")
         until = datetime.now(UTC)
@@ -265,6 +265,7 @@ def main() -> None:
         settings = Settings.from_env()
         with data_folder(settings, "run.lock"):
             check_ports(settings)
+            check_landing(settings)
             if not settings.embedded:
                 check_clickhouse(settings)
             supervisor = Supervisor(settings)

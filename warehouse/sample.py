@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import IO, cast
 
 import dotenv
-import fsspec
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from warehouse.connection import connect
+from warehouse.landing import LandingFolder
 from warehouse.settings import PROJECT_DIR, Settings, SettingsError
 
 SAMPLE_SQL = PROJECT_DIR / "warehouse" / "sample_events.sql"
@@ -55,13 +55,10 @@ def land_sample(
 
     Arguments and errors are those of :func:`write_sample`; `name` is the file's.
     """
-    filesystem, folder = fsspec.url_to_fs(settings.landing_url)
-    filesystem.makedirs(folder, exist_ok=True)
-    draft, target = f"{folder}/.{name}.part", f"{folder}/{name}"
-    with filesystem.open(draft, "wb") as output:
+    folder = LandingFolder(settings)
+    with folder.write(name) as output:
         write_sample(client, output, events=events, days=days, until=until, seed=seed)
-    filesystem.mv(draft, target)
-    return target
+    return folder.full(name)
 
 
 def main() -> None:
