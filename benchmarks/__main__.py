@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from benchmarks import endpoints, ingestion, peers, serving
+from benchmarks import endpoints, ingestion, peers, serving, soak
 from benchmarks.report import machine
 
 BENCHMARKS: dict[str, Callable[[], str]] = {
@@ -13,6 +13,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "serving": serving.run,
     "endpoints": endpoints.run,
     "peers": peers.run,
+    "soak": soak.run,
 }
 
 
