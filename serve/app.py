@@ -19,6 +19,7 @@ from serve.database import Database
 from serve.metrics import Metrics, metrics
 from serve.openapi import documentation
 from serve.routes import routes
+from serve.sql import Sql, sql
 from serve.tokens import tokens
 from warehouse.connection import admin_token
 from warehouse.settings import Settings
@@ -73,11 +74,12 @@ def create_app(settings: Settings, config: Mapping[str, Any] | None = None) -> F
         "tokens": open_tokens(settings),
         "rate_limiter": RateLimiter(),
         "metrics": Metrics(settings),
+        "sql": Sql(settings, app.config["MAX_EXECUTION_TIME"]),
     }
     app.before_request(_begin)
     app.after_request(_finish)
     errors.install(app)
-    for blueprint in (routes, tokens, metrics, documentation):
+    for blueprint in (routes, sql, tokens, metrics, documentation):
         app.register_blueprint(blueprint)
     return app
 

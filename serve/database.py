@@ -8,13 +8,14 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, Error
+from clickhouse_connect.driver.external import ExternalData
 from urllib3.exceptions import HTTPError
 
 from warehouse.connection import connect
@@ -42,12 +43,14 @@ class Answer:
     Attributes:
         content: its bytes, from the first one on, in memory up to ``ANSWER_IN_MEMORY`` and on disk beyond.
         size: in bytes.
+        media_type: of the format.
         query_id: by which ClickHouse's own logs know the query.
         rows_read, bytes_read: what ClickHouse read for it.
     """
 
     content: IO[bytes]
     size: int
+    media_type: str
     query_id: str
     rows_read: int
     bytes_read: int
@@ -59,11 +62,13 @@ class Database:
     Args:
         settings: where ClickHouse is.
         max_execution_time: seconds that a query may take.
+        as_user: another database user than the API's own, with limits that are the user's.
     """
 
-    def __init__(self, settings: Settings, max_execution_time: int) -> None:
+    def __init__(self, settings: Settings, max_execution_time: int, as_user: str = "") -> None:
         self._settings = settings
         self._max_execution_time = max_execution_time
+        self._as_user = as_user
         self._client: Client | None = None
         self._connecting = threading.Lock()
         self._lost_at = float("-inf")
@@ -99,7 +104,8 @@ class Database:
                 try:
                     self._client = self._new_client()
                 except Exception as error:
-                    self._lost_at = time.monotonic()
+                    if not (isinstance(error, Error) and error.code):  # it answers, and refuses
+                        self._lost_at = time.monotonic()
                     raise UnavailableError("ClickHouse does not answer.") from error
             return self._client
         finally:
@@ -108,7 +114,10 @@ class Database:
     def _new_client(self) -> Client:
         return connect(
             self._settings,
-            as_serve_user=True,
+            as_serve_user=not self._as_user,
+            as_user=self._as_user,
+            # In which plain names such as app_events are looked up.
+            database=self._settings.database if self._as_user == self._settings.sql_user else None,
             connect_timeout=CONNECT_SECONDS,
             # Longer than a query may take: ClickHouse's own "too slow" arrives before we hang up.
             send_receive_timeout=self._max_execution_time + 2,
@@ -133,9 +142,22 @@ class Database:
                 return work(client, f"{query_id}-{uuid.uuid4().hex}")
 
     def fetch(
-        self, sql: str, parameters: dict[str, Any], output_format: str, query_id: str, **settings: object
+        self,
+        sql: str,
+        parameters: dict[str, Any],
+        output_format: str,
+        query_id: str,
+        *,
+        settings: Mapping[str, object] | None = None,
+        external_data: ExternalData | None = None,
+        as_header: bool = False,
     ) -> Answer:
         """Run a query with bound parameters and return its whole answer in the given format.
+
+        Args:
+            output_format: empty when the query names it.
+            external_data: a table for this query alone.
+            as_header: name the format beside the query, whose text stays as it is.
 
         Whole, because the WSGI server ends an answer that breaks midway as if it were complete. Large answers lie on
         disk: ClickHouse's (``wait_end_of_query``) until the last row is there, then ours, so that an error never
@@ -144,9 +166,18 @@ class Database:
         Raises:
             UnavailableError, clickhouse_connect.driver.exceptions.ClickHouseError: as ``run``.
         """
-        settings |= {"readonly": 2, "max_execution_time": self._max_execution_time, "wait_end_of_query": 1}
+        own_settings = {**(settings or {}), "wait_end_of_query": 1}
+        if not self._as_user:
+            own_settings |= {"readonly": 2, "max_execution_time": self._max_execution_time}
         upstream: Any = self.run(
-            lambda client, own_id: client.raw_stream(sql, parameters, {**settings, "query_id": own_id}, output_format),
+            lambda client, own_id: client.raw_stream(
+                sql,
+                parameters,
+                {**own_settings, "query_id": own_id},
+                "" if as_header else output_format,
+                external_data=external_data,
+                transport_settings={"X-ClickHouse-Format": output_format} if as_header and output_format else None,
+            ),
             query_id,
         )
         content = tempfile.SpooledTemporaryFile(max_size=ANSWER_IN_MEMORY)  # noqa: SIM115 - the response closes it
@@ -159,5 +190,10 @@ class Database:
         content.seek(0)
         read = json.loads(upstream.headers["X-ClickHouse-Summary"])
         return Answer(
-            content, size, upstream.headers["X-ClickHouse-Query-Id"], int(read["read_rows"]), int(read["read_bytes"])
+            content,
+            size,
+            upstream.headers["Content-Type"],
+            upstream.headers["X-ClickHouse-Query-Id"],
+            int(read["read_rows"]),
+            int(read["read_bytes"]),
         )

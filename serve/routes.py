@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, Error
@@ -16,13 +16,16 @@ from werkzeug.wsgi import FileWrapper
 from serve.auth import FixedParams, authorize, identify
 from serve.body import read_body
 from serve.catalogue import Catalogue, Endpoint
-from serve.database import ANSWER_IN_MEMORY, PIECE, Database, UnavailableError
+from serve.database import ANSWER_IN_MEMORY, PIECE, Answer, Database, UnavailableError
 from serve.errors import ApiError
 from serve.metrics import Metrics
 from serve.parameters import Value
 from warehouse.framing import frames
 from warehouse.landing import ImportResult, content_id, import_result, land, spool
 from warehouse.settings import Settings
+
+if TYPE_CHECKING:
+    from serve.sql import Sql
 
 log = logging.getLogger("serve")
 routes = Blueprint("routes", __name__)
@@ -43,7 +46,7 @@ FORMATS: dict[str, tuple[str, str, dict[str, int]]] = {
 }
 FORMATS["csvwithnames"] = FORMATS["csv"]
 # Sent by clients along with an endpoint's parameters, and none of them.
-NO_PARAMETERS = frozenset(("token", "from", "cli_version", "__tb__client", "mode", "format", "name"))
+NO_PARAMETERS = frozenset(("token", "from", "cli_version", "__tb__client", "mode", "format", "name", "q"))
 
 # ClickHouse's codes.
 BAD_ARGUMENTS = 36
@@ -130,17 +133,23 @@ def call_endpoint(name: str, extension: str) -> Response:
     try:
         endpoint, values = _bind(name, given, fixed, max_age=1.0)
         try:
-            return _answer(endpoint, values, extension)
+            return _answer(endpoint, values, extension, _query(endpoint, given))
         except ClickHouseError:
             # The view may have been replaced since the catalogue was read.
             fresh, values = _bind(name, given, fixed, max_age=0)
             if fresh == endpoint:
                 raise
-            return _answer(fresh, values, extension)
+            return _answer(fresh, values, extension, _query(fresh, given))
     except UnavailableError:
-        raise _unavailable() from None
+        raise unavailable() from None
     except ClickHouseError as error:
         raise _translated(error) from error
+
+
+def _query(endpoint: Endpoint, given: dict[str, list[Any]]) -> str:
+    """The SQL that is asked of the endpoint's answer, if any."""
+    texts = [] if "q" in endpoint.parameters else given.get("q", [])
+    return str(texts[0]).strip() if texts else ""
 
 
 def _given() -> dict[str, list[Any]]:
@@ -224,11 +233,20 @@ def _unusable(fixed: str) -> ApiError:
     return ApiError(403, "token_unusable", f"This token fixes the parameter {fixed}; have another one minted.")
 
 
-def _answer(endpoint: Endpoint, values: Values, extension: str) -> Response:
+def _answer(endpoint: Endpoint, values: Values, extension: str, query: str) -> Response:
     output_format, media_type, settings = FORMATS[extension]
     database: Database = current_app.extensions["database"]
     g.facts["endpoint"] = endpoint.name
-    answer = database.fetch(endpoint.sql, values, output_format, g.request_id, **settings)
+    if not query:
+        answer = database.fetch(endpoint.sql, values, output_format, g.request_id, settings=settings)
+        return respond(answer, media_type)
+    rows = database.fetch(endpoint.sql, values, "TabSeparatedWithNamesAndTypes", f"{g.request_id}-rows")
+    asked: Sql = current_app.extensions["sql"]
+    return respond(asked.answer_over(rows, query, output_format, g.request_id), media_type)
+
+
+def respond(answer: Answer, media_type: str) -> Response:
+    """The answer of a query as the request's."""
     g.facts |= {"query_id": answer.query_id, "rows_read": answer.rows_read, "bytes_read": answer.bytes_read}
     if answer.size > ANSWER_IN_MEMORY:
         # With its length, an answer that is cut off on its way does not look complete.
@@ -239,7 +257,7 @@ def _answer(endpoint: Endpoint, values: Values, extension: str) -> Response:
     response = Response(content, content_type=media_type)
     # The query runs each time: a client that has the same rows already is spared their transfer, and never a newer
     # answer. Weak, as the rows are equal and `statistics`, how long they took, is not.
-    rows = content.rpartition(b'"statistics":')[0] if extension == "json" else content
+    rows = content.rpartition(b'"statistics":')[0] if media_type.startswith("application/json") else content
     response.set_etag(hashlib.blake2b(rows, digest_size=16).hexdigest(), weak=True)
     response.headers["Cache-Control"] = "private, no-cache"
     response.make_conditional(request)
@@ -251,12 +269,9 @@ def _translated(error: ClickHouseError) -> Exception:
     code = error.code if isinstance(error, Error) else None
     g.facts["db_exception_code"] = code
     if code in (TIMEOUT_EXCEEDED, TOO_SLOW):
-        seconds = current_app.config["MAX_EXECUTION_TIME"]
-        return ApiError(
-            408, "query_timeout", f"The query took longer than {seconds} s; ask for less, such as fewer days."
-        )
+        return timed_out()
     if code in OVERLOADED:
-        return ApiError(503, "overloaded", "ClickHouse has too much to do; ask again later.", retry_after=RETRY_AFTER)
+        return overloaded()
     if match := _PARAMETER_IN_MESSAGE.search(str(error)):
         name = match[1]
         return ApiError(400, "parameter_invalid", f"Parameter {name} does not fit its type.", parameter=name)
@@ -296,7 +311,7 @@ def _endpoints() -> dict[str, Endpoint]:
     try:
         return _catalogue().endpoints(max_age=0)
     except UnavailableError:
-        raise _unavailable() from None
+        raise unavailable() from None
 
 
 def _metrics() -> Metrics:
@@ -320,7 +335,16 @@ def _unknown_endpoint(endpoints: dict[str, Endpoint]) -> ApiError:
     return ApiError(404, "endpoint_unknown", f"There is no such endpoint; there are: {names}.")
 
 
-def _unavailable() -> ApiError:
+def timed_out() -> ApiError:
+    seconds = current_app.config["MAX_EXECUTION_TIME"]
+    return ApiError(408, "query_timeout", f"The query took longer than {seconds} s; ask for less, such as fewer days.")
+
+
+def overloaded() -> ApiError:
+    return ApiError(503, "overloaded", "ClickHouse has too much to do; ask again later.", retry_after=RETRY_AFTER)
+
+
+def unavailable() -> ApiError:
     return ApiError(503, "unavailable", "ClickHouse does not answer; ask again later.", retry_after=RETRY_AFTER)
 
 

@@ -161,9 +161,7 @@ def test_unknown_names_say_what_there_is(web: FlaskClient, bearer: dict[str, str
 
 
 def test_other_parameters_are_ignored(web: FlaskClient, bearer: dict[str, str]) -> None:
-    extra = (
-        "from=ts-sdk&utm_source=DEV&cli_version=1&__tb__client=x&mode=y&q=select+1&max_execution_time=99&param_text=no"
-    )
+    extra = "from=ts-sdk&utm_source=DEV&cli_version=1&__tb__client=x&mode=y&max_execution_time=99&param_text=no"
     assert row(web.get(f"/v0/pipes/echo.json?{extra}&text=a", headers=bearer))["text"] == "a"
 
 
