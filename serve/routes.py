@@ -85,17 +85,20 @@ def receive_events() -> Response:
     settings: Settings = current_app.extensions["settings"]
     database: Database = current_app.extensions["database"]
     g.facts["import_id"] = import_id
+    # The read timeout alone ends no slow insert: ClickHouse keeps the connection alive with headers of its progress.
+    limit = {"max_execution_time": current_app.config["MAX_EXECUTION_TIME"]}
 
     def ingest(client: Client, query_id: str) -> ImportResult | None:
         g.facts["query_id"] = query_id
-        lines = land(client, settings, import_id, "http", frames([body], document=document), {"query_id": query_id})
+        batches = frames([body], document=document)
+        lines = land(client, settings, import_id, "http", batches, {"query_id": query_id, **limit})
         # Nothing but white space is an empty batch of an SDK's timer: all of it arrived.
         return import_result(client, settings, import_id) if lines else None
 
     try:
         result = database.run(ingest, g.request_id)
-    except (UnavailableError, ClickHouseError):
-        # Not the sender's fault, whatever it is: any line can be landed.
+    except Exception:
+        # Not the sender's fault, whatever it is: any line can be landed. What answers for ClickHouse may be anything.
         log.warning("spooling", extra={"request_id": g.request_id, "import_id": import_id}, exc_info=True)
         return _spooled(settings, import_id, body, document)
     answer: dict[str, Any] = {"successful_rows": 0, "quarantined_rows": 0, "import_id": import_id}

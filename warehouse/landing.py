@@ -313,12 +313,15 @@ class LandingFolder:
         return f"{self.root}/{path}"
 
     def files(self) -> list[LandingFile]:
-        """Every complete file, spooled batches first, then by path; not the hidden, unfinished and set-aside ones."""
+        """Every complete file, spooled batches first and as they came, the others by path.
+
+        Not the hidden, unfinished and set-aside ones.
+        """
         now = time.time()
         with _storage():
             self.fs.invalidate_cache()
             listed = self.fs.find(self.root, detail=True)
-        found = []
+        found: list[tuple[bool, float, str, LandingFile]] = []
         for full, info in listed.items():
             path = full[len(self.root) :].lstrip("/")
             parts = path.split("/")
@@ -331,8 +334,9 @@ class LandingFolder:
                 continue
             if self.local and parts[0] != SPOOL and now - info["mtime"] < QUIET_SECONDS:
                 continue
-            found.append(LandingFile(path, info.get("size") or 0, _version(info)))
-        return sorted(found, key=lambda file: (not file.import_id, file.path))
+            file = LandingFile(path, info.get("size") or 0, _version(info))
+            found.append((not file.import_id, _changed_at(info) if file.import_id else 0, path, file))
+        return [file for *_, file in sorted(found)]
 
     def is_complete(self, file: LandingFile) -> bool:
         """True when the file is still what was listed and no program is known to write to it."""
@@ -374,8 +378,11 @@ class LandingFolder:
                     yield stream
 
     @contextmanager
-    def write(self, path: str) -> Iterator[IO[bytes]]:
+    def write(self, path: str, *, keep: bool = False) -> Iterator[IO[bytes]]:
         """Write a file that is there whole, durable and under its name when the block ends, or not at all.
+
+        Args:
+            keep: a file that lies there already stays, and the new one is dropped.
 
         Raises:
             OSError: it could not be written.
@@ -386,23 +393,29 @@ class LandingFolder:
                 yield copy
                 copy.flush()
                 with _storage():
-                    self.fs.put_file(copy.name, target)  # an object appears when its upload is complete
+                    self.fs.invalidate_cache()
+                    if not (keep and self.fs.exists(target)):
+                        self.fs.put_file(copy.name, target)  # an object appears when its upload is complete
             return
         directory, name = os.path.split(target)
-        if not os.path.isdir(directory):
-            os.makedirs(directory, exist_ok=True)
-            _sync_directory(self.root)
+        os.makedirs(directory, exist_ok=True)
+        _sync_directory(self.root)  # also when it is another thread that has just made the directory
         draft = f"{directory}/.{name}.{secrets.token_hex(8)}"
         try:
             with open(draft, "xb") as file:
                 yield file
                 file.flush()
+                now = time.time_ns()  # the kernel's own stamp is the same for all files of a tick of some ms
+                os.utime(file.fileno(), ns=(now, now))
                 os.fsync(file.fileno())
-            os.rename(draft, target)
-        except BaseException:
+            if keep:
+                with suppress(FileExistsError):
+                    os.link(draft, target)
+            else:
+                os.rename(draft, target)
+        finally:
             with suppress(OSError):
                 os.unlink(draft)
-            raise
         _sync_directory(directory)
 
     def set_aside(self, file: LandingFile) -> str:
@@ -465,6 +478,16 @@ def _version(info: Mapping[str, Any]) -> str:
     return ""
 
 
+def _changed_at(info: Mapping[str, Any]) -> float:
+    """When a file was last changed, in Unix seconds; 0 where its file system does not tell."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
+        if (value := info.get(name)) is not None:
+            if isinstance(value, str):
+                value = datetime.datetime.fromisoformat(value)
+            return value.timestamp() if isinstance(value, datetime.datetime) else float(value)
+    return 0.0
+
+
 def _is_open_for_writing(path: str) -> bool:
     """True when a program of this machine has the file open for writing; False where the system does not tell."""
     if not hasattr(fcntl, "F_SETLEASE"):  # Linux only
@@ -488,6 +511,8 @@ def _is_open_for_writing(path: str) -> bool:
 def spool(settings: Settings, import_id: str, body: bytes, extension: str) -> str:
     """Keep a batch in the landing folder until ClickHouse is back; durable when this returns.
 
+    One that lies there under the same id stays: it was acknowledged, and an id stands for one batch.
+
     Args:
         import_id: the id under which it will be ingested: letters, digits, ``_`` and ``-``.
         extension: ``.ndjson`` or ``.json``.
@@ -502,7 +527,7 @@ def spool(settings: Settings, import_id: str, body: bytes, extension: str) -> st
     if not SPOOLED_ID.fullmatch(import_id) or extension not in TEXT_EXTENSIONS:
         raise ValueError(f"Cannot spool a batch as {import_id!r} with extension {extension!r}.")
     path = f"{SPOOL}/{import_id}{extension}"
-    with LandingFolder(settings).write(path) as file:
+    with LandingFolder(settings).write(path, keep=True) as file:
         file.write(body)
     return path
 
