@@ -29,28 +29,35 @@ CLIENTS = (1, 8)
 def run(events: int = 1_000_000) -> str:
     """Tables for files and for HTTP; `events` lines in the file."""
     with sandbox(api=True) as (settings, client):
-        client.command(
-            f"create table bare as {settings.database}.app_events engine = MergeTree "
-            "partition by toYYYYMM(event_time) order by (event_time, event_type, user_id)"
-        )
-        client.command("alter table bare drop projection content_by_hour")
+        bare_table(client, settings)
         return _files(settings, client, events) + "\n" + _http(settings, client)
 
 
-def _sample(client: Client, events: int, seed: int) -> bytes:
+def bare_table(client: Client, settings: Settings) -> None:
+    """A table like ``app_events`` with nothing beside it: the baseline's target."""
+    client.command(
+        f"create table bare as {settings.database}.app_events engine = MergeTree "
+        "partition by toYYYYMM(event_time) order by (event_time, event_type, user_id)"
+    )
+    client.command("alter table bare drop projection content_by_hour")
+
+
+def sample(client: Client, events: int, seed: int) -> bytes:
+    """Synthetic events as NDJSON."""
     output = io.BytesIO()
     write_sample(client, output, events=events, days=90, until=datetime(2026, 11, 1, tzinfo=UTC), seed=seed)
     return output.getvalue()
 
 
-def _settle(client: Client) -> None:
+def settle(client: Client) -> None:
     """Wait until the disk and the merges have finished what the one side started, before the other is timed."""
     os.sync()
     while client.query("select count() from system.merges").result_rows[0][0]:
         time.sleep(0.2)
 
 
-def _bare_insert(client: Client, lines: bytes) -> float:
+def bare_insert(client: Client, lines: bytes) -> float:
+    """Seconds that the baseline takes for these lines."""
     began = time.perf_counter()
     client.raw_insert("bare", COLUMNS.split(", "), lines, fmt="JSONEachRow", settings={"insert_deduplicate": 0})
     return time.perf_counter() - began
@@ -61,13 +68,13 @@ def _files(settings: Settings, client: Client, events: int) -> str:
 
     rows = []
     for repetition in range(3):
-        lines = _sample(client, events, seed=repetition)
-        _settle(client)
-        bare = events / _bare_insert(client, lines)
+        lines = sample(client, events, seed=repetition)
+        settle(client)
+        bare = events / bare_insert(client, lines)
         path = Path(settings.landing_url) / f"{repetition}.ndjson"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(lines)
-        _settle(client)
+        settle(client)
         time.sleep(QUIET_SECONDS)
         began = time.perf_counter()
         result = dg.materialize([ingest_files])
@@ -89,7 +96,7 @@ def _http(settings: Settings, client: Client) -> str:
     rows = []
     for size, requests in BATCHES.items():
         for clients in CLIENTS:
-            lines = _sample(client, size * requests, seed=1000 + size + clients).splitlines(keepends=True)
+            lines = sample(client, size * requests, seed=1000 + size + clients).splitlines(keepends=True)
             bodies = [b"".join(lines[index * size : (index + 1) * size]) for index in range(requests)]
 
             def bare(pool: urllib3.PoolManager, index: int, bodies: list[bytes] = bodies) -> None:
@@ -98,9 +105,9 @@ def _http(settings: Settings, client: Client) -> str:
             def ours(pool: urllib3.PoolManager, index: int, bodies: list[bytes] = bodies) -> None:
                 expect_200(pool.request("POST", url, body=bodies[index], headers=headers))
 
-            _settle(client)
+            settle(client)
             direct = load(bare, requests=requests, clients=clients)
-            _settle(client)
+            settle(client)
             api = load(ours, requests=requests, clients=clients)
             ratio = api.per_second / direct.per_second
             rows.append(
