@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import sys
 
-from flask import Flask
 from granian import Granian
-from granian.constants import Interfaces
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
 
 from serve.app import create_app
+from serve.asgi import Gate
 from serve.logs import LOGGING
 from warehouse.settings import Settings, SettingsError
 
-# Measured on two cores that ClickHouse shares: a second process answers no more queries, as ClickHouse is what is busy,
-# and 8 or 16 threads are alike; 16 leave room for ingestion beside queries that take their whole time limit.
-WORKERS = 1
-THREADS = 16
-# Longer than a query may take, so that SIGTERM lets requests end.
-SHUTDOWN_SECONDS = 15
+# For a request's head to arrive, and for a connection to stay open without one; bodies have limits of their own.
+HEAD_SECONDS = 10
+# A head has room for the longest parameter, escaped; more is answered 431.
+HEAD_BYTES = 256 * 1024
+# The operating system's files are connections, but for these: answers and bodies on disk, ClickHouse's, tokens.
+OTHER_FILES = 512
+MAX_FILES = 65_536
+# SIGTERM lets requests end for this long beyond what a query may take.
+SHUTDOWN_SECONDS = 5
 
 
-def app() -> Flask:
+def app() -> Gate:
     """The app of one worker."""
-    return create_app(Settings.from_env())
+    return Gate(create_app(Settings.from_env()))
 
 
 def main() -> None:
@@ -34,6 +39,7 @@ def main() -> None:
     """
     try:
         settings = Settings.from_env()
+        config = create_app(settings).config  # refused here rather than in a worker
     except SettingsError as error:
         sys.exit(str(error))
     # The server shares its port between its workers, hence with any other copy of it as well.
@@ -44,15 +50,24 @@ def main() -> None:
         except OSError as error:
             address = f"{settings.api_host}:{settings.api_port}"
             sys.exit(f"Cannot listen on {address}: {error.strerror}; set API_PORT to a free port.")
+    # Connections that say nothing are held until their time is over, and while there are as many as allowed, nobody
+    # else gets in: allow as many as the operating system does.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = MAX_FILES if most == resource.RLIM_INFINITY else min(most, MAX_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
     Granian(
         "serve.__main__:app",
         factory=True,
-        interface=Interfaces.WSGI,
+        interface=Interfaces.ASGINL,
+        http=HTTPModes.http1,
+        websockets=False,
         address=settings.api_host,
         port=settings.api_port,
-        workers=WORKERS,
-        blocking_threads=THREADS,
-        workers_kill_timeout=SHUTDOWN_SECONDS,
+        workers=config["WORKERS"],
+        backlog=4096,
+        backpressure=max(files - OTHER_FILES, 128),
+        http1_settings=HTTP1Settings(header_read_timeout=HEAD_SECONDS * 1000, max_buffer_size=HEAD_BYTES),
+        workers_kill_timeout=config["MAX_EXECUTION_TIME"] + SHUTDOWN_SECONDS,
         log_access=False,
         log_dictconfig=LOGGING,
     ).serve()

@@ -13,6 +13,7 @@ from flask import Flask, Response, current_app, g, request
 from flask_compress import Compress
 
 from serve import errors
+from serve.asgi import REFUSAL
 from serve.auth import RateLimiter
 from serve.catalogue import Catalogue
 from serve.database import Database
@@ -22,15 +23,22 @@ from serve.routes import routes
 from serve.sql import Sql, sql
 from serve.tokens import tokens
 from warehouse.connection import admin_token
-from warehouse.settings import Settings
+from warehouse.settings import Settings, SettingsError
 from warehouse.tokens import open_tokens
 
 log = logging.getLogger("serve")
 
 # Each can be set by a variable of the environment: SERVE_MAX_EXECUTION_TIME=30.
 DEFAULTS = {
+    "WORKERS": 1,  # processes
     "MAX_BODY_BYTES": 10_000_000,  # of a request's body, also once decompressed
+    "MAX_BODY_SECONDS": 10,  # that a body may take to arrive; longer while it comes with 10 kB/s
     "MAX_EXECUTION_TIME": 10,  # seconds that a query may take
+    # At once, in each process. On two cores that ClickHouse shares 8 and 16 queries are alike.
+    "MAX_CONCURRENT_QUERIES": 12,
+    "MAX_CONCURRENT_IMPORTS": 8,  # and whatever else is no query
+    "MAX_CONCURRENT_UPLOADS": 4,  # of files
+    "MAX_WAITING": 256,  # requests of each of these kinds that stand in line
     "CORS_ORIGINS": "*",  # or a comma-separated list of origins
     # Of answers: Parquet and Arrow are compressed by themselves, and a small answer grows.
     "COMPRESS_ALGORITHM": ["zstd", "br", "gzip"],
@@ -56,11 +64,18 @@ def create_app(settings: Settings, config: Mapping[str, Any] | None = None) -> F
     Args:
         settings: where everything is.
         config: values for the names of ``DEFAULTS``, stronger than the environment's.
+
+    Raises:
+        SettingsError: one of them is not what it takes.
     """
     app = Flask("serve", static_folder=None)
     app.config.from_mapping(DEFAULTS)
     app.config.from_prefixed_env("SERVE")
     app.config.from_mapping(config or {})
+    for name, default in DEFAULTS.items():
+        value = app.config[name]
+        if isinstance(default, int) and not (isinstance(value, int) and value > 0):
+            raise SettingsError(f"SERVE_{name} is {value!r}; it takes a whole number greater than 0.")
     app.config["ADMIN_TOKEN"] = admin_token(settings)
     # One more than allowed: a chunked body is cut there without a word, and must then still be seen to be too large.
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = app.config["MAX_BODY_BYTES"] + 1
@@ -90,6 +105,8 @@ def _begin() -> None:
     g.request_id = asked_id if _SANE_REQUEST_ID.fullmatch(asked_id) else str(uuid.uuid4())
     # What the log tells of the request; whoever answers it adds what there is to know.
     g.facts = {"endpoint": (request.endpoint or "none").rpartition(".")[2]}
+    if refusal := request.environ.get(REFUSAL):
+        raise refusal
 
 
 def _finish(response: Response) -> Response:

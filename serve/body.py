@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import brotli  # type: ignore[import-untyped]  # it comes without types
 import zstandard
@@ -12,6 +13,9 @@ from flask import Request
 from serve.errors import ApiError
 
 _PIECE = 256 * 1024
+_STEP = 1024
+# Parallel compressors write one for every 64 KiB or more; a body of nothing else would take minutes to go through.
+_MEMBERS = 1000
 
 
 def read_body(request: Request, limit: int) -> bytes:
@@ -38,13 +42,15 @@ def read_body(request: Request, limit: int) -> bytes:
             raise ApiError(400, "body_incomplete", "The body ended before its Content-Length; send it again.")
     try:
         if encoding in ("gzip", "x-gzip"):
-            body = _within(limit, _inflate(body, zlib.MAX_WBITS | 16))
+            body = _within(limit, _inflate(body, lambda: zlib.decompressobj(zlib.MAX_WBITS | 16)))
         elif encoding == "deflate":
             # By the book it is zlib's format; some clients send the bare stream.
             is_zlib = len(body) > 1 and body[0] & 15 == 8 and int.from_bytes(body[:2]) % 31 == 0
-            body = _within(limit, _inflate(body, zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS))
+            window_bits = zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS
+            body = _within(limit, _inflate(body, lambda: zlib.decompressobj(window_bits)))
         elif encoding == "zstd":
-            body = _within(limit, _unzstd(body))
+            decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+            body = _within(limit, _inflate(body, lambda: decompressor.decompressobj(write_size=_PIECE)))
         elif encoding == "br":
             body = _within(limit, _unbrotli(body))
     except (zlib.error, zstandard.ZstdError, brotli.error, EOFError):
@@ -69,31 +75,25 @@ def _check(size: int, limit: int) -> None:
         )
 
 
-def _inflate(body: bytes, window_bits: int) -> Iterator[bytes]:
-    rest = body
-    while rest:
-        inflater = zlib.decompressobj(window_bits)
-        while not inflater.eof:
-            piece = inflater.decompress(rest, _PIECE)
-            rest = inflater.unconsumed_tail
-            if not (piece or rest or inflater.eof):
-                raise EOFError
-            yield piece
-        # gzip may hold several members one after another.
-        rest = inflater.unused_data
+def _inflate(body: bytes, new: Callable[[], Any]) -> Iterator[bytes]:
+    """The pieces of gzip's members or zstd's frames, which may stand one after another.
 
-
-def _unzstd(body: bytes) -> Iterator[bytes]:
-    rest = body
-    while rest:
-        inflater = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj(write_size=_PIECE)
-        # A frame can inflate 10,000-fold: feed it little at a time, so that one piece stays small.
-        while rest and not inflater.eof:
-            piece, rest = rest[:1024], rest[1024:]
-            yield inflater.decompress(piece)
-        if not inflater.eof:
+    Args:
+        new: makes what inflates one of them.
+    """
+    at, members = 0, 0
+    while at < len(body):
+        inflater, members = new(), members + 1
+        if members > _MEMBERS:
             raise EOFError
-        rest = inflater.unused_data + rest
+        while not inflater.eof:
+            # A frame can inflate 10,000-fold: fed little at a time, one piece stays small.
+            piece = body[at : at + _STEP]
+            if not piece:
+                raise EOFError
+            yield inflater.decompress(piece)
+            at += len(piece)
+        at -= len(inflater.unused_data)
 
 
 def _unbrotli(body: bytes) -> Iterator[bytes]:
