@@ -157,6 +157,35 @@ def test_reads_of_one_query_share_a_snapshot(warehouse: Warehouse, twins: str) -
         sender.result()
 
 
+@pytest.mark.timeout(240)
+def test_a_query_sees_one_version_of_a_rollup_that_is_replaced_as_a_whole(warehouse: Warehouse) -> None:
+    """A full refresh exchanges tables: what was fresh in one of them must not be read from the other."""
+    client, database, over = warehouse.client, warehouse.settings.database, threading.Event()
+    warehouse.land(batch(0))
+    warehouse.build()
+    for rollup in warehouse.rollups:
+        client.command(f"create table {database}.older_{rollup} as {database}.{rollup}")
+        client.command(f"insert into {database}.older_{rollup} select * from {database}.{rollup}")
+    warehouse.land(batch(1))
+    warehouse.build()
+
+    def exchange() -> None:
+        while not over.is_set():
+            for rollup in warehouse.rollups:
+                client.command(f"exchange tables {database}.older_{rollup} and {database}.{rollup}")
+
+    with ThreadPoolExecutor() as pool:
+        exchanging = pool.submit(exchange)
+        try:
+            for _ in range(8):
+                warehouse.assert_exact(*everything())
+        finally:
+            over.set()
+        exchanging.result()
+    for rollup in warehouse.rollups:
+        client.command(f"drop table {database}.older_{rollup}")
+
+
 @pytest.mark.timeout(SECONDS + 240)
 def test_answers_are_exact_while_events_come_and_go_and_dbt_runs(warehouse: Warehouse, twins: str, dbt: Dbt) -> None:
     settings, ledger = warehouse.settings, Ledger()
