@@ -17,6 +17,7 @@ from serve.asgi import REFUSAL
 from serve.auth import RateLimiter
 from serve.catalogue import Catalogue
 from serve.database import Database
+from serve.datasources import datasources
 from serve.metrics import Metrics, metrics
 from serve.openapi import documentation
 from serve.routes import routes
@@ -33,6 +34,8 @@ DEFAULTS = {
     "WORKERS": 1,  # processes
     "MAX_BODY_BYTES": 10_000_000,  # of a request's body, also once decompressed
     "MAX_BODY_SECONDS": 10,  # that a body may take to arrive; longer while it comes with 10 kB/s
+    "MAX_UPLOAD_BYTES": 500_000_000,  # of a file, also once decompressed
+    "URL_ALLOWED": "",  # a comma-separated list of the beginnings of addresses that files are fetched from
     "MAX_EXECUTION_TIME": 10,  # seconds that a query may take
     # At once, in each process. On two cores that ClickHouse shares 8 and 16 queries are alike.
     "MAX_CONCURRENT_QUERIES": 12,
@@ -94,7 +97,7 @@ def create_app(settings: Settings, config: Mapping[str, Any] | None = None) -> F
     app.before_request(_begin)
     app.after_request(_finish)
     errors.install(app)
-    for blueprint in (routes, sql, tokens, metrics, documentation):
+    for blueprint in (routes, datasources, sql, tokens, metrics, documentation):
         app.register_blueprint(blueprint)
     return app
 

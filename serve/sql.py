@@ -22,6 +22,7 @@ from serve.database import Answer, Database, UnavailableError
 from serve.errors import ApiError
 from serve.parameters import MAX_VALUE_BYTES
 from serve.routes import OVERLOADED, TIMEOUT_EXCEEDED, TOO_SLOW, overloaded, respond, timed_out, unavailable
+from warehouse.connection import refusal
 from warehouse.settings import Settings
 from warehouse.tokens import ADMIN
 
@@ -157,22 +158,15 @@ def _fetched(
 def _translated(error: ClickHouseError) -> Exception:
     code = error.code if isinstance(error, Error) else None
     g.facts["db_exception_code"] = code
-    sentence = _sentence(error)
+    sentence = refusal(error)
     if code in (TIMEOUT_EXCEEDED, TOO_SLOW):
         return timed_out()
     # A query's own limit is its author's business.
-    if code in OVERLOADED and not (code == MEMORY_LIMIT_EXCEEDED and "(total)" not in sentence):
+    if code in OVERLOADED and not (code == MEMORY_LIMIT_EXCEEDED and "(total)" not in str(error)):
         return overloaded()
     if code in (None, LOGICAL_ERROR, STD_EXCEPTION):
         return error
     return ApiError(403 if code == ACCESS_DENIED else 400, "sql_invalid", sentence, parameter="q")
-
-
-def _sentence(error: ClickHouseError) -> str:
-    """ClickHouse's sentence about the caller's SQL, without address, version and our own statement."""
-    text = str(error).partition("DB::Exception: ")[2].partition(" (for url")[0]
-    text = re.sub(r"( \([A-Z_]+\))? \(version .*$", "", text, flags=re.DOTALL)
-    return text.partition(": In scope SELECT parseQueryToJSON(")[0].strip() or "ClickHouse refused the query."
 
 
 @sql.route("/v0/sql", methods=["GET", "POST"])

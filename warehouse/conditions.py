@@ -99,6 +99,8 @@ class Condition:
     def _nodes(self, client: Client) -> list[str]:
         try:
             # Parsed only: functions of constants run as soon as a query is analysed.
+            # First without the brackets: what closes them itself, `1) or (1`, would reach beyond them in a statement.
+            client.raw_query(f"explain ast select {self.sql[1:-1]}")
             parsed = client.raw_query(f"explain ast select {self.sql}").decode("utf-8", "replace")
         except ClickHouseError as error:
             if getattr(error, "code", None) is None:

@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 from clickhouse_connect.driver.client import Client
 from fsspec.implementations.local import LocalFileSystem
 
+from warehouse.conditions import COLUMNS
 from warehouse.framing import MAX_FRAME, Frames, frames
 from warehouse.settings import Settings
 
@@ -47,6 +48,8 @@ READ_BYTES = 1024 * 1024
 ROWS_A_BATCH = 8192
 
 SPOOL = "spool"
+# Files that came over HTTP, under the id that their import has.
+UPLOADS = "uploads"
 SPOOLED_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
 SET_ASIDE = "set_aside"
 # A file of the local file system that changed within this many seconds may still be written.
@@ -251,9 +254,9 @@ class LandingFile:
 
     @property
     def import_id(self) -> str:
-        """The id that a spooled batch carries in its name; empty for any other file."""
+        """The id that a spooled batch or an upload carries in its name; empty for any other file."""
         folder, name = posixpath.split(self.path)
-        return name.split(".")[0] if folder == SPOOL else ""
+        return name.split(".")[0] if folder in (SPOOL, UPLOADS) else ""
 
     @property
     def compression(self) -> str:
@@ -332,7 +335,7 @@ class LandingFolder:
                 continue
             if path.endswith((".tmp", ".part")):
                 continue
-            if self.local and parts[0] != SPOOL and now - info["mtime"] < QUIET_SECONDS:
+            if self.local and parts[0] not in (SPOOL, UPLOADS) and now - info["mtime"] < QUIET_SECONDS:
                 continue
             file = LandingFile(path, info.get("size") or 0, _version(info))
             found.append((not file.import_id, _changed_at(info) if file.import_id else 0, path, file))
@@ -604,7 +607,7 @@ def _ingest_file(client: Client, settings: Settings, folder: LandingFolder, file
     ).result_rows[0][0]
     if done:
         return Outcome(file.path, "done"), import_id
-    source = "http" if file.import_id else file.path
+    source = "http" if posixpath.dirname(file.path) == SPOOL else file.path
     lines = land(client, settings, import_id, source, read_frames(folder, file))
     folder.require_complete(file)
     return Outcome(file.path, "done", lines, import_result(client, settings, import_id).quarantined), import_id
@@ -695,8 +698,10 @@ def _csv_frames(stream: IO[bytes]) -> Iterator[Frames]:
             if not row:
                 continue
             if header is None:
-                header = row
-                continue
+                # Without one, the columns are those of the table, in order.
+                header = row if set(row) & set(COLUMNS) else list(COLUMNS)
+                if header is row:
+                    continue
             raw_bytes = raw.encode("utf-8", "surrogateescape")
             if len(row) == len(header):
                 event = json.dumps(dict(zip(header, row, strict=True)), ensure_ascii=False)

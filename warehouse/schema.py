@@ -80,6 +80,7 @@ def serve_grants(settings: Settings) -> list[str]:
         f"INSERT ON {settings.database}.job_requests",
         f"SELECT ON {settings.database}.job_results",
         f"SELECT ON {settings.database}.job_list",
+        f"SELECT ON {settings.database}.datasource_list",
         f"SELECT ON {settings.api_database}.*",
     ]
 
