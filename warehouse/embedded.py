@@ -8,12 +8,14 @@ private: ``tests/test_embedded.py`` fails loudly if it moves.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import signal
 import sys
 import threading
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
@@ -32,6 +34,8 @@ ENDLESS_QUERY = (
     "SELECT sleepEachRow(0.1) FROM system.numbers "
     "SETTINGS max_block_size = 1, function_sleep_max_microseconds_per_block = 0 FORMAT Null"
 )
+# The settings of what no client's request sets: messages of Kafka may hold events of more than 100 months.
+DEFAULT_SETTINGS = {"max_partitions_per_insert_block": "0"}
 # The engine waits for inserts and merges when its query ends; a supervisor allows it 20 s.
 STOP_SECONDS = 15
 
@@ -55,6 +59,8 @@ def write_configuration(settings: Settings, directory: Path) -> None:
             # Leaves room for the API, Dagster and dbt on the same machine.
             "max_server_memory_usage_to_ram_ratio": "0.6",
             "timezone": "UTC",
+            # How far a consumer is behind stands in its statistics; a group waits for a killed one for its session.
+            "kafka": {"statistics_interval_ms": "3000", "session_timeout_ms": "10000"},
             # As a server's own configuration has it: rights on system tables are given, not there by default.
             "access_control_improvements": {
                 "select_from_system_db_requires_grant": "true",
@@ -66,7 +72,10 @@ def write_configuration(settings: Settings, directory: Path) -> None:
         directory / "users.xml",
         "clickhouse",
         {
-            "profiles": {"default": {}, "sql": {name: str(value) for name, value in SQL_SETTINGS.items()}},
+            "profiles": {
+                "default": DEFAULT_SETTINGS,
+                "sql": {name: str(value) for name, value in SQL_SETTINGS.items()},
+            },
             "quotas": {"default": {}},
             "users": {
                 settings.clickhouse_user: _user(settings.clickhouse_password),
@@ -99,15 +108,13 @@ def _serve(settings: Settings, directory: Path) -> None:
     if lost := forget_lost_inserts(directory / "store"):
         print(f"Killed while it wrote: {lost} inserts whose rows were not stored can be sent again.", flush=True)
     os.chdir(directory)  # the engine reads clickhouse-local.xml from its working directory
-
-    from chdb import _chdb  # loads 500 MB of engine: only in this process
-
+    engine = _load_engine()
     ended, stop = threading.Event(), threading.Event()
     failure: list[BaseException] = []
 
     def serve() -> None:
         try:
-            _chdb.query(f"SYSTEM START LISTEN HTTP; {ENDLESS_QUERY}", FORMAT, path=str(directory / "store"))
+            engine.query(f"SYSTEM START LISTEN HTTP; {ENDLESS_QUERY}", FORMAT, path=str(directory / "store"))
         except BaseException as error:
             failure.append(error)
         ended.set()
@@ -123,6 +130,26 @@ def _serve(settings: Settings, directory: Path) -> None:
         ended.wait(STOP_SECONDS)
     elif failure:
         raise StartError(f"The embedded ClickHouse ended: {failure[0]}") from failure[0]
+
+
+def _load_engine() -> Any:
+    """The extension module of ``chdb-core``, 500 MB, without its package.
+
+    Importing the package starts an engine and ends it again, and one that starts in the same process after that refuses
+    Kafka tables ("Shutdown was called").
+    """
+    package = importlib.util.find_spec("chdb")
+    if not package or not package.submodule_search_locations:
+        raise StartError("The package chdb-core is not installed.")
+    [path] = Path(package.submodule_search_locations[0]).glob("_chdb.*.so")
+    spec = importlib.util.spec_from_file_location("_chdb", path)
+    if not spec or not spec.loader:
+        raise StartError(f"{path} is no extension module.")
+    module = importlib.util.module_from_spec(spec)
+    if deepbind := getattr(os, "RTLD_DEEPBIND", 0):  # its own allocator before any other, as its package has it
+        sys.setdlopenflags(sys.getdlopenflags() | deepbind)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _user(password: str, grants: list[str] | None = None) -> dict:

@@ -9,6 +9,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from warehouse.connection import connect, refusal, serve_password, sql_password
+from warehouse.kafka import apply_kafka
 from warehouse.settings import PROJECT_DIR, Settings
 
 SCHEMA_DIR = PROJECT_DIR / "warehouse" / "schema"
@@ -53,6 +54,7 @@ def apply_schema(settings: Settings) -> None:
                 client.command(sql)
                 if view := _VIEW.search(sql):
                     _bring_to_definition(client, view[1], view[2])
+        apply_kafka(client, settings)
         if not settings.embedded:
             _create_users(client, settings)
 
@@ -81,6 +83,7 @@ def serve_grants(settings: Settings) -> list[str]:
         f"SELECT ON {settings.database}.job_results",
         f"SELECT ON {settings.database}.job_list",
         f"SELECT ON {settings.database}.datasource_list",
+        f"SELECT ON {settings.database}.kafka_lag",
         f"SELECT ON {settings.api_database}.*",
     ]
 

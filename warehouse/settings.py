@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
+
+
+KAFKA_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+KAFKA_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 
 class SettingsError(Exception):
@@ -25,6 +30,8 @@ class Settings:
         sql_password: its password and that of ``answers_user``; empty when the project makes them.
         embedded: True when no ``CLICKHOUSE_HOST`` is set and the project runs its own server.
         landing_url: a local path or any fsspec URL.
+        kafka_brokers: ``host:port``, several with commas; empty when Kafka is no source.
+        kafka_security_protocol, kafka_sasl_mechanism: as librdkafka names them; empty for its defaults.
     """
 
     clickhouse_host: str
@@ -44,6 +51,13 @@ class Settings:
     api_port: int
     dagster_port: int
     admin_token: str = field(repr=False)
+    kafka_brokers: str = ""
+    kafka_topic: str = "app_events"
+    kafka_group: str = "mobile_analytics"
+    kafka_security_protocol: str = ""
+    kafka_sasl_mechanism: str = ""
+    kafka_sasl_username: str = ""
+    kafka_sasl_password: str = field(default="", repr=False)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -73,6 +87,13 @@ class Settings:
             api_port=_port(environ, "API_PORT", 8000),
             dagster_port=_port(environ, "DAGSTER_PORT", 3000),
             admin_token=environ.get("ADMIN_TOKEN", ""),
+            kafka_brokers=_brokers(environ, "KAFKA_BROKERS"),
+            kafka_topic=_kafka_name(environ, "KAFKA_TOPIC", "app_events"),
+            kafka_group=_kafka_name(environ, "KAFKA_GROUP", "mobile_analytics"),
+            kafka_security_protocol=_one_of(environ, "KAFKA_SECURITY_PROTOCOL", KAFKA_PROTOCOLS),
+            kafka_sasl_mechanism=_one_of(environ, "KAFKA_SASL_MECHANISM", KAFKA_MECHANISMS),
+            kafka_sasl_username=environ.get("KAFKA_SASL_USERNAME", ""),
+            kafka_sasl_password=environ.get("KAFKA_SASL_PASSWORD", ""),
         )
 
     @property
@@ -106,4 +127,27 @@ def _identifier(environ: Mapping[str, str], name: str, default: str) -> str:
     text = environ.get(name) or default
     if not (text.isascii() and text.isidentifier()):
         raise SettingsError(f"{name} is {text!r}; it takes letters, digits and underscores, not starting with a digit.")
+    return text
+
+
+def _brokers(environ: Mapping[str, str], name: str) -> str:
+    text = environ.get(name, "").replace(" ", "")
+    for broker in text.split(",") if text else []:
+        host, _, port = broker.rpartition(":")
+        if not re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", host) or not port.isdecimal():
+            raise SettingsError(f"{name} holds {broker!r}; it takes host:port, several of them with commas.")
+    return text
+
+
+def _kafka_name(environ: Mapping[str, str], name: str, default: str) -> str:
+    text = environ.get(name) or default
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", text):
+        raise SettingsError(f"{name} is {text!r}; it takes letters, digits, dots, underscores and hyphens.")
+    return text
+
+
+def _one_of(environ: Mapping[str, str], name: str, known: Sequence[str]) -> str:
+    text = environ.get(name, "").upper()
+    if text and text not in known:
+        raise SettingsError(f"{name} is {text!r}; it takes {', '.join(known)}.")
     return text
