@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
+import os
+import time
 import uuid
+from dataclasses import replace
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 from clickhouse_connect.driver.client import Client
 
+from warehouse import landing
 from warehouse.conditions import Condition, ConditionError
 from warehouse.erase import rows_to_be_deleted
 from warehouse.framing import frames
-from warehouse.landing import land
+from warehouse.jobs import do_now
+from warehouse.landing import LandingFolder, Outcome, ingest, land, read_frames, spool, waiting_files
 from warehouse.settings import Settings
 
 
@@ -19,6 +31,69 @@ def event(user: str, **columns: object) -> dict:
     """A valid event that no other test sends."""
     number = uuid.uuid4().hex
     return {"event_id": number, "user_id": user, "event_type": "open", "event_time": "2025-05-11 22:01:58"} | columns
+
+
+def account(client: Client, settings: Settings, import_id: str) -> dict:
+    """The account of an import, after a look at whether it agrees with the tables."""
+    [row] = client.query(
+        f"select * from {settings.database}.import_account where import_id = {{id:String}}",
+        parameters={"id": import_id},
+    ).named_results()
+    for column, table, name in (
+        ("kept", "app_events", "import_id"),
+        ("quarantined", "app_events_quarantine", "c__import_id"),
+    ):
+        rows = client.query(
+            f"select count() from {settings.database}.{table} where {name} = {{id:String}}",
+            parameters={"id": import_id},
+        ).result_rows[0][0]
+        assert row[column] == rows, (column, row)
+    assert row["lines"] == row["kept"] + row["quarantined"] + row["erased"]
+    return row
+
+
+@pytest.fixture
+def folder(settings: Settings, tmp_path: Path) -> Settings:
+    """Settings with a landing folder of the test's own."""
+    (tmp_path / "landing").mkdir()
+    return replace(settings, landing_url=str(tmp_path / "landing"))
+
+
+def put(settings: Settings, name: str, content: bytes) -> None:
+    """Put a complete file into the landing folder."""
+    path = Path(settings.landing_url, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    past = time.time() - 10
+    os.utime(path, (past, past))
+
+
+def lines(settings: Settings, path: str) -> dict[int, bytes]:
+    """The frames of a file by their line number."""
+    folder = LandingFolder(settings)
+    return {
+        number: line
+        for batch in read_frames(folder, folder.file(path))
+        for number, line in zip(batch.numbers, batch.lines, strict=True)
+    }
+
+
+def csv_text(events: list[dict]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(events[0]))
+    writer.writeheader()
+    writer.writerows(events)
+    return text.getvalue().encode()
+
+
+def parquet(events: list[dict]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(events), sink)
+    return sink.getvalue()
+
+
+def decompress(content: bytes) -> bytes:
+    return zstandard.ZstdDecompressor().decompressobj().decompress(content)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +170,138 @@ def test_what_a_condition_is_about(client: Client, settings: Settings) -> None:
     assert count(f"user_id = '{user}' and event_time < '2026-01-01'") == (1, 1)
     assert count(f"user_id = '{user}' and event_time >= '2026-01-01'") == (0, 0)
     assert count(f"position(properties, '{user}') > 0") == (1, 3)
+
+
+def test_erasing_a_user_reaches_every_table(client: Client, settings: Settings) -> None:
+    import_id, others = uuid.uuid4().hex, uuid.uuid4().hex
+    user = f"u{import_id}"
+    mine = [event(user), event(user, event_time="1971-01-01 00:00:00"), event(user, event_time="yesterday")]
+    yours = [event("someone"), event("someone", country=["x"])]
+    content = "\n".join([*map(json.dumps, mine + yours), json.dumps(event(user))[:-9]]).encode()
+    only_mine = json.dumps(mine[0]).encode()
+    land(client, settings, import_id, "http", frames([content]))
+    land(client, settings, others, "http", frames([only_mine]))
+    assert account(client, settings, others)["duplicates"] == 1
+
+    condition = f"user_id = '{user}'"
+    assert rows_to_be_deleted(client, settings, Condition(client, condition)) == {
+        "app_events": 3,
+        "app_events_quarantine": 2,
+    }
+    job = do_now(client, settings, "delete_data", {"delete_condition": condition})
+    assert (job.status, job.rows_affected, job.statistics["app_events"]) == ("done", 5, 3)
+    assert sum(rows_to_be_deleted(client, settings, Condition(client, condition)).values()) == 0
+    after = account(client, settings, import_id)
+    assert (after["lines"], after["kept"], after["quarantined"], after["erased"]) == (6, 1, 1, 4)
+    assert account(client, settings, others)["erased"] == 1
+    # The projection, by which endpoints know what is fresh, followed.
+    by_hour = (
+        "select toStartOfHour(event_time) as hour, count(), sum(content_hash) from {table} group by hour order by hour"
+    )
+    table = f"{settings.database}.app_events"
+    assert (
+        client.query(by_hour.format(table=table), settings={"force_optimize_projection": 1}).result_rows
+        == client.query(by_hour.format(table=table), settings={"optimize_use_projections": 0}).result_rows
+    )
+    # Sent again in the same batch it is no news; in another batch it is a new event.
+    for _ in range(2):
+        land(client, settings, import_id, "http", frames([content]))
+        land(client, settings, others, "http", frames([only_mine]))
+    assert account(client, settings, import_id) == after
+    land(client, settings, uuid.uuid4().hex, "http", frames([only_mine]))
+    assert rows_to_be_deleted(client, settings, Condition(client, condition))["app_events"] == 1
+
+
+def test_what_cannot_be_erased_says_why(client: Client, settings: Settings) -> None:
+    def error(kind: str, **arguments: object) -> str:
+        job = do_now(client, settings, kind, arguments)
+        assert job.status == "error"
+        return job.error
+
+    assert "one event at a time" in error("delete_data", delete_condition="user_id in (select 1)")
+    assert "empty" in error("delete_data")
+    assert "ClickHouse refused" in error("delete_data", delete_condition="toDate(user_id) = '2024-01-01'")
+    assert "app_events or" in error("truncate", datasource="users")
+    assert "names nothing" in error("replay", condition="nothing = 1")
+
+
+FORMATS = {
+    ".ndjson": lambda events: b"\n" + b"\n".join(json.dumps(event).encode() for event in events),
+    ".jsonl": lambda events: b"".join(json.dumps(event, indent=1).encode() + b"\r\n" for event in events),
+    ".json": lambda events: b"\xef\xbb\xbf" + json.dumps(events, indent=1).encode(),
+    ".csv": csv_text,
+    ".parquet": parquet,
+}
+COMPRESSIONS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+
+
+def test_files_that_are_kept_lose_the_lines_and_are_not_ingested_again(client: Client, folder: Settings) -> None:
+    """Every format and compression: what remains reads as before, with its line numbers, and is no new import."""
+    user = f"u{uuid.uuid4().hex}"
+    before = {}
+    for extension, write in FORMATS.items():
+        for suffix, compress in COMPRESSIONS.items():
+            events = [event(user if n % 5 in (0, 3, 4) else "someone", properties=f'a\nb,"{n}é\\') for n in range(20)]
+            path = f"day/a{extension}{suffix}"
+            put(folder, path, compress(write(events)))
+            before[path] = [e for e in events if e["user_id"] == "someone"], lines(folder, path)
+    put(folder, "none.ndjson", FORMATS[".ndjson"]([event("someone")]))
+    untouched = Path(folder.landing_url, "none.ndjson").read_bytes()
+    put(folder, "all.json", json.dumps([event(user)]).encode())
+    Path(folder.landing_url, "all.json").chmod(0o600)
+    spool(folder, user, json.dumps(event(user)).encode(), ".ndjson")
+
+    job = do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"})
+    assert job.status == "done", job.error
+    assert job.statistics == {
+        "rows_affected": 15 * 12 + 2,
+        "app_events": 15 * 12 + 2,
+        "app_events_quarantine": 0,
+        "landing_folder": 15 * 12 + 1,
+        "files_rewritten": 16,
+        "files_unreadable": [],
+    }
+    for path, (stay, frames_before) in before.items():
+        after = lines(folder, path)
+        assert [json.loads(line)["event_id"] for line in after.values()] == [e["event_id"] for e in stay], path
+        assert user not in str(after)
+        if not path.startswith("day/a.parquet"):
+            assert after.items() <= frames_before.items(), path
+    document = decompress(Path(folder.landing_url, "day/a.json.zst").read_bytes())
+    assert len(json.loads(document.removeprefix(b"\xef\xbb\xbf"))) == 8
+    assert Path(folder.landing_url, "none.ndjson").read_bytes() == untouched
+    assert json.loads(Path(folder.landing_url, "all.json").read_bytes()) == []
+    assert Path(folder.landing_url, "all.json").stat().st_mode & 0o777 == 0o600
+    # Nothing of it is new to the ingestion, not even when the ledger's row of the new version is missing.
+    time.sleep(landing.QUIET_SECONDS + 0.1)
+    assert waiting_files(client, folder) == []
+    os.utime(Path(folder.landing_url, "day/a.csv"), (1e9, 1e9))
+    assert list(ingest(client, folder)) == [Outcome("day/a.csv", "done")]
+    assert do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"}).rows_affected == 0
+
+
+def test_files_set_aside_lose_the_lines_too_or_are_named(client: Client, folder: Settings) -> None:
+    user = f"u{uuid.uuid4().hex}"
+    put(folder, "set_aside/a.ndjson", json.dumps(event(user)).encode() + b"\n{}")
+    put(folder, "set_aside/b.csv", f"event_id,user_id\n1,{user}\n2\n3,{user},4\n".encode())
+    put(folder, "set_aside/c.ndjson.gz", gzip.compress(json.dumps(event(user)).encode())[:-20])
+    put(folder, "set_aside/d.xlsx", b"PK")
+    job = do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"})
+    assert (job.statistics["files_rewritten"], job.statistics["landing_folder"]) == (2, 3)
+    assert sorted(job.statistics["files_unreadable"]) == ["set_aside/c.ndjson.gz", "set_aside/d.xlsx"]
+    assert Path(folder.landing_url, "set_aside/a.ndjson").read_bytes() == b"\n{}"
+    assert Path(folder.landing_url, "set_aside/b.csv").read_bytes() == b"event_id,user_id\n\n2\n\n"
+
+
+def test_nothing_is_erased_while_a_file_cannot_be_read(
+    client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = f"u{uuid.uuid4().hex}"
+    put(folder, "a.ndjson", json.dumps(event(user)).encode())
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")  # tests may run as root, whom nothing is refused
+
+    monkeypatch.setattr(LandingFolder, "open", refuse)
+    job = do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"})
+    assert job.error == "a.ndjson cannot be ingested now, so nothing was erased; see why, and ask again."

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from clickhouse_connect.driver.client import Client
@@ -15,6 +18,11 @@ from warehouse.connection import connect
 from warehouse.framing import frames
 from warehouse.landing import ingest, land, spool
 from warehouse.settings import Settings
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from tests.conftest import EmbeddedServer
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +84,75 @@ def test_an_import_is_followed_by_its_id(api: Client, client: Client, settings: 
     found = result(api, settings, import_id)
     assert found["status"] == "error"
     assert "no Parquet file" in found["error"]
+
+
+@pytest.fixture
+def repository(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dg.RepositoryDefinition]:
+    """What Dagster loads, on the session's server and a landing folder of the test's own."""
+    for name in set(os.environ) - set(server.environ):
+        monkeypatch.delenv(name)
+    for name, value in (server.environ | {"LANDING_URL": str(tmp_path / "landing")}).items():
+        monkeypatch.setenv(name, value)
+    from orchestration.definitions import defs
+
+    return defs().get_repository_def()
+
+
+def test_dagster_does_what_was_asked_for(
+    repository: dg.RepositoryDefinition, api: Client, client: Client, settings: Settings
+) -> None:
+    """Asked for with the API's rights, noticed by the sensor, done in order, one that fails among them."""
+    import dagster as dg
+
+    user = f"u{uuid.uuid4().hex}"
+    event = {"event_id": user, "user_id": user, "event_type": "open", "event_time": "2025-05-11 22:01:58"}
+    content = json.dumps(event) + "\n" + json.dumps(event | {"event_time": "noon"})
+    land(api, settings, user, "http", frames([content.encode()]))
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def tick() -> dg.SensorExecutionData:
+            context = dg.build_sensor_context(instance, repository_def=repository)
+            return repository.get_sensor_def("asked_jobs").evaluate_tick(context)
+
+        while tick().run_requests:  # jobs that other tests asked for
+            assert repository.get_job("jobs").execute_in_process(instance=instance).success
+        assert tick().skip_message == "No jobs wait."
+        refused = ask(api, settings, "delete_data", delete_condition="user_id in (select 1)")
+        unreadable = uuid.uuid4().hex
+        api.command(f"insert into {settings.database}.job_requests values ('{unreadable}', 'delete_data', 'x')")
+        erased = ask(api, settings, "delete_data", delete_condition=f"user_id = '{user}'")
+        assert result(api, settings, erased)["status"] == "waiting"
+        assert tick().run_requests
+
+        run = instance.create_run_for_job(repository.get_job("jobs"), status=dg.DagsterRunStatus.STARTED)
+        assert tick().skip_message == "Jobs are being done."
+        instance.report_run_failed(run)
+        done = repository.get_job("jobs").execute_in_process(instance=instance)
+        assert done.success
+        assert user not in str(done.all_events), "a condition names the person to forget"
+        assert tick().skip_message == "No jobs wait."
+
+    found = result(api, settings, refused)
+    assert (found["status"], found["rows_affected"]) == ("error", 0)
+    assert "one event at a time" in found["error"]
+    assert "empty" in result(api, settings, unreadable)["error"]
+    found = result(api, settings, erased)
+    assert (found["status"], found["rows_affected"], found["error"]) == ("done", 2, "")
+    assert json.loads(found["statistics"])["app_events_quarantine"] == 1
+    assert found["created_at"] <= found["started_at"] <= found["updated_at"]
+
+
+def test_a_replay_that_a_person_starts(repository: dg.RepositoryDefinition, client: Client, settings: Settings) -> None:
+    import dagster as dg
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = repository.get_job("replay_quarantine")
+
+        def start(condition: str) -> dg.ExecuteInProcessResult:
+            config = {"ops": {"replay": {"config": {"condition": condition}}}}
+            return job.execute_in_process(run_config=config, instance=instance, raise_on_error=False)
+
+        assert start("c__import_id = 'none'").success
+        assert not start("nothing = 1").success

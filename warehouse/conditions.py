@@ -1,10 +1,10 @@
-"""Conditions over the ten columns of an event, as people write them in SQL: checked before they reach a statement."""
+"""Conditions over the columns of an event, as people write them in SQL: checked before they reach a statement."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
@@ -24,6 +24,16 @@ COLUMNS = {
     "country": "String",
     "properties": "String",
     "session_id": "String",
+}
+# Those of app_events_quarantine.
+QUARANTINE_COLUMNS = dict.fromkeys(COLUMNS, "String") | {
+    "c__error_column": "Array(String)",
+    "c__error": "Array(String)",
+    "c__import_id": "String",
+    "insertion_date": "DateTime('UTC')",
+    "line_number": "UInt64",
+    "raw": "String",
+    "source": "String",
 }
 # Nothing that reads, waits, differs from row to row by chance, or depends on the time or the server: a condition runs
 # with the project's own rights, and a mutation must mean the same on every replica.
@@ -58,10 +68,6 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "b": "\b", "f": "\f", "a
 # What `select (…)` parses to when the brackets hold one expression and nothing escapes from them.
 _SELECT = ["SelectWithUnionQuery (children 1)", "ExpressionList (children 1)", "SelectQuery (children 1)"]
 _SELECT.append("ExpressionList (children 1)")
-_EMPTY_EVENT = "select " + ", ".join(
-    f"materialize(defaultValueOfTypeName('{kind}')) as {name}".replace("'UTC'", "\\'UTC\\'")
-    for name, kind in COLUMNS.items()
-)
 
 
 class ConditionError(Exception):
@@ -69,24 +75,32 @@ class ConditionError(Exception):
 
 
 class Condition:
-    """A condition over the ten columns of an event that was found harmless.
+    """A condition over the columns of one row that was found harmless.
 
     Args:
         client: any login; nothing is read.
         text: SQL, for example ``user_id = 'u1' and event_time < '2025-01-01'``.
+        columns: the names and types that it may use.
+
+    Attributes:
+        sql: the condition in brackets.
+        texts: the texts that it names.
 
     Raises:
         ConditionError: it is no condition over these columns alone.
         clickhouse_connect.driver.exceptions.OperationalError: ClickHouse does not answer.
     """
 
-    def __init__(self, client: Client, text: str) -> None:
+    def __init__(self, client: Client, text: str, columns: Mapping[str, str] = COLUMNS) -> None:
         if not text.strip():
             raise ConditionError("The condition is empty; write for example user_id = 'u1'.")
         if len(text) > MAX_CHARACTERS:
             raise ConditionError(f"The condition has {len(text):,} characters; it takes at most {MAX_CHARACTERS:,}.")
         # A line of its own, so that a comment at its end cannot swallow the bracket.
         self.sql = f"(\n{text}\n)"
+        self._columns = columns
+        empty = (f"materialize(defaultValueOfTypeName({_quoted(kind)})) as {name}" for name, kind in columns.items())
+        self._empty_row = f"(select {', '.join(empty)})"
         nodes = self._nodes(client)
         if nodes[:4] != _SELECT:
             raise ConditionError("The condition is not one expression; join several with `and` or `or`.")
@@ -94,7 +108,7 @@ class Condition:
         for node in nodes[4:]:
             self._check(node)
         self._check_type(client)
-        self._holds_for_nothing = self._holds_for_an_empty_event(client)
+        self._holds_for_nothing = self._holds_for_an_empty_row(client)
 
     def _nodes(self, client: Client) -> list[str]:
         try:
@@ -118,26 +132,26 @@ class Condition:
             raise ConditionError(f"The condition names a part of itself {alias[1]}; leave out the `as`.")
         elif kind == "Function" and name.lower() not in FUNCTIONS:
             raise ConditionError(f"The condition uses {name}, which it may not; it takes plain functions of one event.")
-        elif kind == "Identifier" and name not in COLUMNS:
-            raise ConditionError(f"The condition names {name}; the columns are {', '.join(COLUMNS)}.")
+        elif kind == "Identifier" and name not in self._columns:
+            raise ConditionError(f"The condition names {name}; the columns are {', '.join(self._columns)}.")
         elif not kind:
             what = "a subquery" if node.startswith("Subquery") else "something else than columns, values and functions"
             raise ConditionError(f"The condition holds {what}; it is about one event at a time.")
 
     def _check_type(self, client: Client) -> None:
         try:
-            described = client.query(f"describe table (select {self.sql} as condition from ({_EMPTY_EVENT}))")
+            described = client.query(f"describe table (select {self.sql} as condition from {self._empty_row})")
         except ClickHouseError as error:
             if getattr(error, "code", None) is None:
                 raise
-            raise ConditionError(f"ClickHouse does not take the condition: {refusal(error)}") from error
+            raise ConditionError(f"ClickHouse does not take the condition: {refusal(error)}.") from error
         kind = described.result_rows[0][1]
         if re.sub(r"Nullable\(|LowCardinality\(|\)", "", kind) not in ("Bool", "UInt8"):
             raise ConditionError(f"The condition is of type {kind}; it has to be true or false for each event.")
 
-    def _holds_for_an_empty_event(self, client: Client) -> bool:
+    def _holds_for_an_empty_row(self, client: Client) -> bool:
         try:
-            return bool(client.query(f"select {self.sql} from ({_EMPTY_EVENT})").result_rows[0][0])
+            return bool(client.query(f"select {self.sql} from {self._empty_row}").result_rows[0][0])
         except ClickHouseError as error:
             if getattr(error, "code", None) is None:
                 raise
@@ -212,7 +226,7 @@ class Condition:
 def _near(error: Exception) -> str:
     """Where the parser stopped, without the statement that surrounds the condition."""
     found = re.search(r"failed at position \d+ \((.*?)\)", str(error), re.DOTALL)
-    return f"it breaks off at {found[1]!r}." if found else refusal(error)
+    return f"it breaks off at {found[1]!r}." if found else f"{refusal(error)}."
 
 
 def _unescaped(found: re.Match[str]) -> str:

@@ -49,7 +49,7 @@ def refusal(error: Exception) -> str:
     sentence = said.partition("DB::Exception: ")[2] or said
     for tail in (" (version", " (for url", ": In scope ", ": while executing", ": While ", " In scope "):
         sentence = sentence.partition(tail)[0]
-    return re.sub(r"[. ]*\([A-Z_]+\)$", "", sentence).rstrip(". ") + "."
+    return re.sub(r"[. ]*\([A-Z_]+\)$", "", sentence).rstrip(". ")
 
 
 def serve_password(settings: Settings) -> str:

@@ -1,12 +1,32 @@
-"""Erase events from everywhere they are kept."""
+"""Erase events from everywhere they are kept: ``python -m warehouse.erase "user_id = 'u1'"``.
+
+The order makes it safe to do again from any point on, and lets nothing slip through: files that wait are ingested,
+files that are kept are rewritten, and only then, of rows that can no longer become more, the numbers are written to
+``import_changes`` and the rows deleted.
+"""
 
 from __future__ import annotations
 
-from clickhouse_connect.driver.client import Client
+import argparse
+import json
+import sys
+from typing import Any
 
-from warehouse.conditions import Condition
+import dotenv
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from warehouse.conditions import Condition, ConditionError
+from warehouse.connection import connect, refusal
+from warehouse.jobs import Job, JobError, cutoff, do_now, settle
+from warehouse.landing import Unfinished, ingest, waiting_files
 from warehouse.quarantine import quarantined_lines
-from warehouse.settings import Settings
+from warehouse.rewriting import erase_lines
+from warehouse.settings import PROJECT_DIR, Settings, SettingsError
+
+# A mutation rewrites the parts that hold such rows, and is over when this returns.
+MUTATION = {"mutations_sync": 2}
+ONCE = {"insert_deduplicate": 0}
 
 
 def rows_to_be_deleted(client: Client, settings: Settings, condition: Condition) -> dict[str, int]:
@@ -25,3 +45,178 @@ def rows_to_be_deleted(client: Client, settings: Settings, condition: Condition)
         "app_events": client.query(events).result_rows[0][0],
         "app_events_quarantine": client.query(quarantined).result_rows[0][0],
     }
+
+
+def delete_data(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
+    """Erase the events that ``delete_condition`` is about: what it did, by place.
+
+    Raises:
+        JobError: no condition that can be used, or a file that cannot be read now.
+    """
+    try:
+        condition = Condition(client, str(job.arguments.get("delete_condition", "")))
+    except ConditionError as error:
+        raise JobError(str(error)) from error
+    files = {} if job.cutoff else _erase_in_landing_folder(client, settings, condition)
+    until = cutoff(client, settings, job)
+    _count_events(client, settings, job, f"inserted_at < {until} + 1 and {condition.sql}")
+    chosen = condition.lines(settings, quarantined_lines(settings, f"insertion_date <= {until}"))
+    client.command(
+        f"""
+        insert into {settings.database}.import_changes (import_id, job_id, change, line_number, raw_hash, rows)
+        select c__import_id, {{job_id:String}}, 'quarantined erased', line_number, cityHash64(raw), count()
+        from {settings.database}.app_events_quarantine
+        where (c__import_id, line_number, raw) in ({chosen})
+        group by c__import_id, line_number, raw
+        """,
+        parameters={"job_id": job.job_id},
+        settings=ONCE,
+    )
+    _delete(client, settings, "app_events", f"inserted_at < {until} + 1 and {condition.sql}")
+    delete_quarantined(client, settings, job, "quarantined erased")
+    purge_rollups(client, settings)
+    return _erased(client, settings, job) | files
+
+
+def _erase_in_landing_folder(client: Client, settings: Settings, condition: Condition) -> dict[str, Any]:
+    """Ingest what waits there, then rewrite what is kept there."""
+    left = {outcome.path for outcome in ingest(client, settings) if outcome.state == "left"}
+    if waiting := [file.path for file in waiting_files(client, settings) if file.path in left]:
+        raise JobError(f"{waiting[0]} cannot be ingested now, so nothing was erased; see why, and ask again.")
+    try:
+        rewritten = erase_lines(client, settings, condition)
+    except Unfinished as error:
+        raise JobError("A file of the landing folder is being written over; ask again when it is there.") from error
+    return {
+        "landing_folder": rewritten.lines,
+        "files_rewritten": rewritten.files,
+        "files_unreadable": rewritten.unreadable,
+    }
+
+
+def truncate(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
+    """Erase every row of ``app_events`` and its quarantine, or of the quarantine alone: what it did, by place.
+
+    Raises:
+        JobError: ``datasource`` is neither of them.
+    """
+    datasource = job.arguments.get("datasource", "app_events")
+    if datasource not in ("app_events", "app_events_quarantine"):
+        raise JobError("The datasource to truncate is app_events or app_events_quarantine.")
+    until = cutoff(client, settings, job)
+    client.command(
+        f"""
+        insert into {settings.database}.import_changes (import_id, job_id, change, line_number, raw_hash, rows)
+        select c__import_id, {{job_id:String}}, 'quarantined erased', 0, 0, count()
+        from {settings.database}.app_events_quarantine
+        where insertion_date <= {until}
+        group by c__import_id
+        """,
+        parameters={"job_id": job.job_id},
+        settings=ONCE,
+    )
+    _delete(client, settings, "app_events_quarantine", f"insertion_date <= {until}")
+    if datasource == "app_events":
+        _count_events(client, settings, job, f"inserted_at < {until} + 1")
+        _delete(client, settings, "app_events", f"inserted_at < {until} + 1")
+        purge_rollups(client, settings)
+    return _erased(client, settings, job)
+
+
+def _count_events(client: Client, settings: Settings, job: Job, where: str) -> None:
+    client.command(
+        f"""
+        insert into {settings.database}.import_changes (import_id, job_id, change, line_number, raw_hash, rows)
+        select import_id, {{job_id:String}}, 'kept erased', 0, 0, count()
+        from {settings.database}.app_events
+        where {where}
+        group by import_id
+        """,
+        parameters={"job_id": job.job_id},
+        settings=ONCE,
+    )
+
+
+def _delete(client: Client, settings: Settings, table: str, where: str) -> None:
+    client.command(f"alter table {settings.database}.{table} delete where {where}", settings=MUTATION)
+
+
+def delete_quarantined(client: Client, settings: Settings, job: Job, change: str) -> None:
+    """Delete the quarantined rows that the job has written to ``import_changes`` line by line."""
+    changes = f"""
+        select import_id, line_number, raw_hash
+        from {settings.database}.import_changes
+        where job_id = {{job_id:String}} and change = '{change}'
+    """
+    client.command(
+        f"alter table {settings.database}.app_events_quarantine "
+        f"delete where (c__import_id, line_number, cityHash64(raw)) in ({changes})",
+        parameters={"job_id": job.job_id},
+        settings=MUTATION,
+    )
+
+
+def purge_rollups(client: Client, settings: Settings) -> None:
+    """Delete the rows of rollups that were not built from what ``app_events`` holds now.
+
+    The next build makes them anew; until then their periods are answered from raw events, so every answer stays right.
+
+    Raises:
+        JobError: a build does not end.
+    """
+    events = f"{settings.database}.app_events"
+    # Hours twice: a build of days that was reading them could bring back what they held.
+    for _ in range(2):
+        settle(client, settings)
+        rollups = client.query(
+            "select table, anyIf(name, name in ('hour', 'day')) as period from system.columns "
+            "where database = {database:String} and table in "
+            "(select name from system.tables where database = {database:String} and engine like '%MergeTree') "
+            "group by table having period != '' and countIf(name = 'input_fingerprint') > 0",
+            parameters={"database": settings.database},
+        ).result_rows
+        for table, period in rollups:
+            start = "toStartOfHour(event_time)" if period == "hour" else "toDate(toStartOfHour(event_time))"
+            content = f"select {start}, count(), sum(content_hash) from {events} group by {start}"
+            _delete(client, settings, table, f"({period}, input_rows, input_fingerprint) not in ({content})")
+
+
+def _erased(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
+    events, quarantined = client.query(
+        "select sumIf(rows, change = 'kept erased'), sumIf(rows, change = 'quarantined erased') "
+        f"from {settings.database}.import_changes final where job_id = {{job_id:String}}",
+        parameters={"job_id": job.job_id},
+    ).result_rows[0]
+    return {"rows_affected": events + quarantined, "app_events": events, "app_events_quarantine": quarantined}
+
+
+def main() -> None:
+    dotenv.load_dotenv(PROJECT_DIR / ".env")
+    parser = argparse.ArgumentParser(
+        prog="python -m warehouse.erase",
+        description="Erase events from app_events, its quarantine, the rollups and the landing folder, for good.",
+    )
+    parser.add_argument("condition", help="SQL over the columns of an event, for example \"user_id = 'u1'\"")
+    parser.add_argument("--dry-run", action="store_true", help="only say how much it would be")
+    arguments = parser.parse_args()
+    try:
+        settings = Settings.from_env()
+        client = connect(settings)
+        condition = Condition(client, arguments.condition)
+        if arguments.dry_run:
+            places = rows_to_be_deleted(client, settings, condition)
+            lines = erase_lines(client, settings, condition, dry_run=True).lines
+            print(json.dumps({"rows_to_be_deleted": sum(places.values()), **places, "landing_folder": lines}))
+            return
+        job = do_now(client, settings, "delete_data", {"delete_condition": arguments.condition})
+        if job.error:
+            sys.exit(job.error)
+        print(json.dumps(job.statistics))
+    except (ConditionError, SettingsError) as error:
+        sys.exit(str(error))
+    except ClickHouseError as error:
+        sys.exit(f"ClickHouse did not do it (CLICKHOUSE_HOST, CLICKHOUSE_PORT): {refusal(error)}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -26,6 +26,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate, chain, repeat
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import fsspec
@@ -315,10 +316,13 @@ class LandingFolder:
     def full(self, path: str) -> str:
         return f"{self.root}/{path}"
 
-    def files(self) -> list[LandingFile]:
+    def files(self, *, set_aside: bool = False) -> list[LandingFile]:
         """Every complete file, spooled batches first and as they came, the others by path.
 
-        Not the hidden, unfinished and set-aside ones.
+        Not the hidden and unfinished ones.
+
+        Args:
+            set_aside: those that were set aside instead of the others.
         """
         now = time.time()
         with _storage():
@@ -331,7 +335,7 @@ class LandingFolder:
             # Consoles of object stores make empty objects that stand for folders.
             if info.get("type") == "directory" or not parts[-1]:
                 continue
-            if parts[0] == SET_ASIDE or any(part.startswith(".") for part in parts):
+            if (parts[0] == SET_ASIDE) != set_aside or any(part.startswith(".") for part in parts):
                 continue
             if path.endswith((".tmp", ".part")):
                 continue
@@ -341,16 +345,18 @@ class LandingFolder:
             found.append((not file.import_id, _changed_at(info) if file.import_id else 0, path, file))
         return [file for *_, file in sorted(found)]
 
+    def file(self, path: str) -> LandingFile:
+        """What lies there under a path now."""
+        with _storage():
+            self.fs.invalidate_cache()
+            info = self.fs.info(self.full(path))
+        return LandingFile(path, info.get("size") or 0, _version(info))
+
     def is_complete(self, file: LandingFile) -> bool:
         """True when the file is still what was listed and no program is known to write to it."""
         if file.import_id:
             return True
-        with _storage():
-            self.fs.invalidate_cache()
-            info = self.fs.info(self.full(file.path))
-        if (info.get("size") or 0, _version(info)) != (file.size, file.modified):
-            return False
-        return not self.is_being_written(file)
+        return self.file(file.path) == file and not self.is_being_written(file)
 
     def is_being_written(self, file: LandingFile) -> bool:
         """True when a program of this machine has the local file open for writing."""
@@ -543,6 +549,30 @@ def _sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
+_held: set[Path] = set()
+
+
+@contextmanager
+def folder_lock(settings: Settings, *, exclusive: bool) -> Iterator[None]:
+    """Hold the landing folder: shared while a file goes in, exclusively while a job is done.
+
+    It reaches as far as ``DATA_DIR`` does; whoever holds it exclusively may take it again.
+    """
+    path = settings.data_dir / "landing.lock"
+    if path in _held:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        if exclusive:
+            _held.add(path)
+        try:
+            yield
+        finally:
+            _held.discard(path)
+
+
 def waiting_files(client: Client, settings: Settings) -> list[LandingFile]:
     """The complete files of the landing folder that were not dealt with yet."""
     folder = LandingFolder(settings)
@@ -567,31 +597,38 @@ def ingest(client: Client, settings: Settings) -> Iterator[Outcome]:
     """
     folder = LandingFolder(settings)
     for file in waiting_files(client, settings):
-        started = _now()
+        with folder_lock(settings, exclusive=False):
+            outcome = _deal_with(client, settings, folder, file)
+        if outcome:
+            yield outcome
+
+
+def _deal_with(client: Client, settings: Settings, folder: LandingFolder, file: LandingFile) -> Outcome | None:
+    """What became of a file; None when another run was faster."""
+    started = _now()
+    try:
+        outcome, import_id = _ingest_file(client, settings, folder, file)
+    except FileNotFoundError:
+        return None
+    except (Unreadable, Unfinished, OSError) as error:
+        if isinstance(error, Unfinished) or (isinstance(error, OSError) and error.errno is not None):
+            # A writer, the disk, the network or a permission: not the fault of the file's content.
+            log.warning("%s was left where it is: %s", file.path, error)
+            return Outcome(file.path, "left", error=str(error))
+        reason = str(error) if isinstance(error, Unreadable) else f"It cannot be read to its end: {error}."
+        path = file.path
         try:
-            outcome, import_id = _ingest_file(client, settings, folder, file)
+            path = folder.set_aside(file)
         except FileNotFoundError:
-            continue  # another run was faster
-        except (Unreadable, Unfinished, OSError) as error:
-            if isinstance(error, Unfinished) or (isinstance(error, OSError) and error.errno is not None):
-                # A writer, the disk, the network or a permission: not the fault of the file's content.
-                log.warning("%s was left where it is: %s", file.path, error)
-                yield Outcome(file.path, "left", error=str(error))
-                continue
-            reason = str(error) if isinstance(error, Unreadable) else f"It cannot be read to its end: {error}."
-            path = file.path
-            try:
-                path = folder.set_aside(file)
-            except FileNotFoundError:
-                continue
-            except OSError as failure:
-                log.warning("%s could not be moved to %s/: %s", file.path, SET_ASIDE, failure)
-            log.warning("%s was set aside: %s", file.path, reason)
-            outcome, import_id = Outcome(path, "set aside", error=reason), file.import_id
-        _record(client, settings, file, outcome, import_id, started)
-        if file.import_id:
-            folder.remove(file)
-        yield outcome
+            return None
+        except OSError as failure:
+            log.warning("%s could not be moved to %s/: %s", file.path, SET_ASIDE, failure)
+        log.warning("%s was set aside: %s", file.path, reason)
+        outcome, import_id = Outcome(path, "set aside", error=reason), file.import_id
+    record(client, settings, file, outcome, import_id, started)
+    if file.import_id:
+        folder.remove(file)
+    return outcome
 
 
 def _ingest_file(client: Client, settings: Settings, folder: LandingFolder, file: LandingFile) -> tuple[Outcome, str]:
@@ -616,16 +653,17 @@ def _ingest_file(client: Client, settings: Settings, folder: LandingFolder, file
 def _prove_readable(folder: LandingFolder, file: LandingFile) -> str:
     """Read the file to its end, before anything of it is inserted, and return its content's id."""
     with folder.open(file) as stream:
-        found = content_id(_pieces(stream), file.extension)
+        found = content_id(pieces(stream), file.extension)
     if file.extension not in TEXT_EXTENSIONS:  # framing takes any text
         for _ in read_frames(folder, file):
             pass
     return found
 
 
-def _record(
+def record(
     client: Client, settings: Settings, file: LandingFile, outcome: Outcome, import_id: str, started: datetime.datetime
 ) -> None:
+    """Write a file's row of the ledger."""
     row = {
         "content_id": import_id,
         "path": outcome.path,
@@ -663,10 +701,10 @@ def read_frames(folder: LandingFolder, file: LandingFile) -> Iterator[Frames]:
         elif file.extension == ".parquet":
             yield from _parquet_frames(stream, compressed=bool(file.compression))
         else:
-            yield from frames(_pieces(stream), document=file.extension == ".json")
+            yield from frames(pieces(stream), document=file.extension == ".json")
 
 
-def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
+def pieces(stream: IO[bytes]) -> Iterator[bytes]:
     while piece := stream.read(READ_BYTES):
         yield piece
 

@@ -33,6 +33,8 @@ partition by toYYYYMM(event_time)
 order by (event_time, event_type, user_id)
 settings
     non_replicated_deduplication_window = 100000,
+    -- With a part that was emptied by a delete, ClickHouse forgets its inserts: sent again, they would be back.
+    remove_empty_parts = 0,
     lightweight_mutation_projection_mode = 'rebuild',
     deduplicate_merge_projection_mode = 'rebuild'
 comment 'Events received from apps: the columns of the tutorial, then where each row came from';

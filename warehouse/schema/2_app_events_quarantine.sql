@@ -21,5 +21,8 @@ create table if not exists {database}.app_events_quarantine
 )
 engine = MergeTree
 order by (c__import_id, line_number)
-settings non_replicated_deduplication_window = 100000
+settings
+    non_replicated_deduplication_window = 100000,
+    -- As in app_events.
+    remove_empty_parts = 0
 comment 'Lines that are not valid events, with the reason; sent = kept + quarantined';

@@ -1,0 +1,131 @@
+"""Send quarantined lines through the check of landing again: ``python -m warehouse.replay``.
+
+For after a fix: of the check (``warehouse/schema/5_landing_check.sql``), or of the rows, by
+``alter table app_events_quarantine update country = 'FR' where …``. Lines that pass now become rows of ``app_events``
+with the import and line number that they came by, and leave the quarantine; the others stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+import dotenv
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from warehouse.conditions import COLUMNS, QUARANTINE_COLUMNS, Condition, ConditionError
+from warehouse.connection import connect, refusal
+from warehouse.erase import ONCE, delete_quarantined
+from warehouse.jobs import Job, JobError, cutoff, do_now
+from warehouse.quarantine import quarantined_lines
+from warehouse.schema import checked, kept
+from warehouse.settings import PROJECT_DIR, Settings, SettingsError
+
+EVERYTHING = "true"
+
+
+def lines_that_pass(client: Client, settings: Settings, condition: Condition) -> tuple[int, int]:
+    """How many quarantined rows the condition is about, and how many of them are valid events by now."""
+    lines = checked(settings, quarantined_lines(settings, condition.sql))
+    rows, passing = client.query(f"select count(), countIf(is_valid) from ({lines})").result_rows[0]
+    return rows, passing
+
+
+def replay(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
+    """Move the quarantined rows that ``condition`` is about and that pass the check to ``app_events``: what it did.
+
+    Raises:
+        JobError: no condition that can be used.
+    """
+    text = str(job.arguments.get("condition") or EVERYTHING)
+    try:
+        condition = Condition(client, text, QUARANTINE_COLUMNS)
+    except ConditionError as error:
+        raise JobError(str(error)) from error
+    until = cutoff(client, settings, job)
+    if _replayed(client, settings, job):
+        # Interrupted: these are in app_events already, and someone may have edited them since.
+        delete_quarantined(client, settings, job, "replayed")
+    lines = checked(settings, quarantined_lines(settings, f"insertion_date <= {until} and {condition.sql}"))
+    columns = ", ".join(COLUMNS)
+    # A line that lies in both tables has been moved by an attempt that ended there.
+    moved = f"""
+        select import_id, line_number, {columns}
+        from {settings.database}.app_events
+        where import_id in (select c__import_id from {settings.database}.app_events_quarantine)
+    """
+    client.command(
+        f"""
+        insert into {settings.database}.app_events ({columns}, import_id, line_number)
+        select {columns}, import_id, line_number
+        from ({kept(settings, f"({lines})")})
+        where (import_id, line_number, {columns}) not in ({moved})
+        """,
+        # They may be of hundreds of months; equal lines are no repetition.
+        settings=ONCE | {"max_partitions_per_insert_block": 0},
+    )
+    values = ", ".join("event_time_utc" if name == "event_time" else f"event.{name}" for name in COLUMNS)
+    client.command(
+        f"""
+        insert into {settings.database}.import_changes (import_id, job_id, change, line_number, raw_hash, rows)
+        select import_id, {{job_id:String}}, 'replayed', line_number, cityHash64(raw), count()
+        from ({lines})
+        where is_valid and (import_id, line_number, {values}) in ({moved})
+        group by import_id, line_number, raw
+        """,
+        parameters={"job_id": job.job_id},
+        settings=ONCE,
+    )
+    delete_quarantined(client, settings, job, "replayed")
+    replayed = _replayed(client, settings, job)
+    return {
+        "rows_affected": replayed,
+        "replayed": replayed,
+        "still_quarantined": lines_that_pass(client, settings, condition)[0],
+    }
+
+
+def _replayed(client: Client, settings: Settings, job: Job) -> int:
+    return client.query(
+        f"select sum(rows) from {settings.database}.import_changes final where job_id = {{job_id:String}}",
+        parameters={"job_id": job.job_id},
+    ).result_rows[0][0]
+
+
+def main() -> None:
+    dotenv.load_dotenv(PROJECT_DIR / ".env")
+    parser = argparse.ArgumentParser(
+        prog="python -m warehouse.replay",
+        description="Move quarantined lines that are valid events by now to app_events.",
+    )
+    parser.add_argument(
+        "--where",
+        default=EVERYTHING,
+        metavar="CONDITION",
+        help="only these: SQL over the columns of app_events_quarantine, like \"has(c__error_column, 'country')\"",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say how many would pass")
+    arguments = parser.parse_args()
+    try:
+        settings = Settings.from_env()
+        client = connect(settings)
+        condition = Condition(client, arguments.where, QUARANTINE_COLUMNS)
+        if arguments.dry_run:
+            rows, passing = lines_that_pass(client, settings, condition)
+            print(json.dumps({"quarantined": rows, "would_pass": passing}))
+            return
+        job = do_now(client, settings, "replay", {"condition": arguments.where})
+        if job.error:
+            sys.exit(job.error)
+        print(json.dumps(job.statistics))
+    except (ConditionError, SettingsError) as error:
+        sys.exit(str(error))
+    except ClickHouseError as error:
+        sys.exit(f"ClickHouse did not do it (CLICKHOUSE_HOST, CLICKHOUSE_PORT): {refusal(error)}.")
+
+
+if __name__ == "__main__":
+    main()
