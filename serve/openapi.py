@@ -74,7 +74,7 @@ def _path(endpoint: Endpoint) -> dict[str, Any]:
     path = copy.deepcopy(ROUTES["paths"][CALL])
     fits = {"name", "value"} <= set(endpoint.columns)
     formats = [extension for extension in FORMATS if fits or extension != "prometheus"]
-    schemas = {parameter.name: parameter.schema for parameter in endpoint.parameters.values()}
+    in_body = {parameter.name: _in_body(parameter) for parameter in endpoint.parameters.values()}
     required = [parameter.name for parameter in endpoint.parameters.values() if parameter.required]
     for method, operation in path.items():
         operation["operationId"] = endpoint.name if method == "get" else f"{endpoint.name}_{method}"
@@ -94,7 +94,7 @@ def _path(endpoint: Endpoint) -> dict[str, Any]:
             content["application/json"]["schema"] = {"allOf": [content["application/json"]["schema"], rows]}
     path["get"]["parameters"] += [_parameter(parameter) for parameter in endpoint.parameters.values()]
     for body in path["post"]["requestBody"]["content"].values():
-        body["schema"] = {"type": "object", "properties": schemas, "required": required}
+        body["schema"] = {"type": "object", "properties": in_body, "required": required}
     return path
 
 
@@ -105,6 +105,12 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     if parameter.example:
         told["example"] = parameter.example
     return told
+
+
+def _in_body(parameter: Parameter) -> dict[str, Any]:
+    # Text may be any scalar of JSON, and null is as good as absent.
+    kinds = ["string", "number", "boolean"] if parameter.schema == {"type": "string"} else [parameter.schema["type"]]
+    return {**parameter.schema, "type": kinds if parameter.required else [*kinds, "null"]}
 
 
 # What a value of a ClickHouse type is in JSON; whatever matches none may be anything.

@@ -94,9 +94,17 @@ class Parameter:
             raise self._refusal(f"is required; it takes {self.takes}", "required")
         return None
 
-    def split(self, text: str) -> list[str]:
-        """The values in one text of a query string or form: an array may be comma separated."""
-        return text.split(",") if self._is_array else [text]
+    def split(self, item: str | list[str]) -> list[str]:
+        """The values in what the request gave once: a list of a JSON body, or a text, which may hold several by commas.
+
+        Raises:
+            ApiError: 400, a list where one value is taken.
+        """
+        if self._is_array:
+            return item.split(",") if isinstance(item, str) else item
+        if isinstance(item, list):
+            raise self._refusal(f"is a list; it takes {self.takes}", "invalid")
+        return [item]
 
     @property
     def takes(self) -> str:

@@ -219,11 +219,9 @@ def _values(endpoint: Endpoint, given: dict[str, list[Any]], fixed: FixedParams)
         raise _unusable(f"{', '.join(sorted(unknown))}, which {endpoint.name} does not have")
     values: Values = {}
     for key, parameter in endpoint.parameters.items():
-        texts: list[str] = []
-        for item in [fixed[key]] if key in fixed else given.get(key, []):
-            texts += item if isinstance(item, list) else parameter.split(item)
+        items = [fixed[key]] if key in fixed else given.get(key, [])
         try:
-            values[key] = parameter.bind(texts)
+            values[key] = parameter.bind([text for item in items for text in parameter.split(item)])
         except ApiError as error:
             raise _unusable(f"{key}, and not to a value that it takes") if key in fixed else error from None
         # Not given is not filtered.
