@@ -74,7 +74,8 @@ def _path(endpoint: Endpoint) -> dict[str, Any]:
     path = copy.deepcopy(ROUTES["paths"][CALL])
     fits = {"name", "value"} <= set(endpoint.columns)
     formats = [extension for extension in FORMATS if fits or extension != "prometheus"]
-    in_body = {parameter.name: _in_body(parameter) for parameter in endpoint.parameters.values()}
+    schemas = {parameter.name: parameter.schema for parameter in endpoint.parameters.values()}
+    in_json = {parameter.name: _in_json(parameter) for parameter in endpoint.parameters.values()}
     required = [parameter.name for parameter in endpoint.parameters.values() if parameter.required]
     for method, operation in path.items():
         operation["operationId"] = endpoint.name if method == "get" else f"{endpoint.name}_{method}"
@@ -93,8 +94,9 @@ def _path(endpoint: Endpoint) -> dict[str, Any]:
             rows = {"properties": {"data": {"type": "array", "items": row}}}
             content["application/json"]["schema"] = {"allOf": [content["application/json"]["schema"], rows]}
     path["get"]["parameters"] += [_parameter(parameter) for parameter in endpoint.parameters.values()]
-    for body in path["post"]["requestBody"]["content"].values():
-        body["schema"] = {"type": "object", "properties": in_body, "required": required}
+    for media_type, body in path["post"]["requestBody"]["content"].items():
+        properties = in_json if media_type == "application/json" else schemas
+        body["schema"] = {"type": "object", "properties": properties, "required": required}
     return path
 
 
@@ -107,7 +109,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     return told
 
 
-def _in_body(parameter: Parameter) -> dict[str, Any]:
+def _in_json(parameter: Parameter) -> dict[str, Any]:
     # Text may be any scalar of JSON, and null is as good as absent.
     kinds = ["string", "number", "boolean"] if parameter.schema == {"type": "string"} else [parameter.schema["type"]]
     return {**parameter.schema, "type": kinds if parameter.required else [*kinds, "null"]}

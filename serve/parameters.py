@@ -94,17 +94,17 @@ class Parameter:
             raise self._refusal(f"is required; it takes {self.takes}", "required")
         return None
 
-    def split(self, item: str | list[str]) -> list[str]:
-        """The values in what the request gave once: a list of a JSON body, or a text, which may hold several by commas.
+    def split(self, item: Any) -> list[str]:
+        """The values in what the request gave once: a text, in which commas part an array's, or a value of JSON.
 
         Raises:
-            ApiError: 400, a list where one value is taken.
+            ApiError: 400, a list where one value is taken, or something nested.
         """
-        if self._is_array:
-            return item.split(",") if isinstance(item, str) else item
-        if isinstance(item, list):
-            raise self._refusal(f"is a list; it takes {self.takes}", "invalid")
-        return [item]
+        items = item.split(",") if self._is_array and isinstance(item, str) else item
+        items = items if self._is_array and isinstance(items, list) else [items]
+        if any(isinstance(it, (dict, list)) for it in items):
+            raise self._refusal(f"is nested; it takes {self.takes}", "invalid")
+        return ["" if it is None else str(it) for it in items]
 
     @property
     def takes(self) -> str:

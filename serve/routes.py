@@ -156,7 +156,7 @@ def _query(endpoint: Endpoint, given: dict[str, list[Any]]) -> str:
 
 
 def _given() -> dict[str, list[Any]]:
-    """The request's parameters from its query string and its body: name → the texts, or lists of a JSON body."""
+    """The request's parameters from its query string and its body: name → the texts, or values of a JSON body."""
     given: dict[str, list[Any]] = {key: list(texts) for key, texts in request.args.lists()}
     if request.method != "POST" or not (request.content_length or "Transfer-Encoding" in request.headers):
         return given
@@ -180,14 +180,7 @@ def _json_object() -> dict[str, Any]:
         body = None
     if not isinstance(body, dict):
         raise ApiError(400, "body_invalid", "The body is not a JSON object of parameters.")
-    found: dict[str, Any] = {}
-    for key, value in body.items():
-        items = value if isinstance(value, list) else [value]
-        if any(isinstance(item, (dict, list)) for item in items):
-            raise ApiError(400, "parameter_invalid", f"Parameter {key} is nested; send text or a list.", parameter=key)
-        texts = ["" if item is None else str(item) for item in items]
-        found[key] = texts if isinstance(value, list) else texts[0]
-    return found
+    return body
 
 
 def _bind(name: str, given: dict[str, list[Any]], fixed: FixedParams, max_age: float) -> tuple[Endpoint, Values]:

@@ -18,7 +18,7 @@ tokens = Blueprint("tokens", __name__, url_prefix="/v0/tokens")
 LAST_EXPIRATION = 2**32 - 1
 
 
-@tokens.post("/", strict_slashes=False)
+@tokens.post("", strict_slashes=False)
 def mint() -> ResponseReturnValue:
     """A JWT with the scopes and limits of the body; it needs no record here."""
     authorize(ADMIN)
@@ -53,7 +53,7 @@ def mint() -> ResponseReturnValue:
     return jsonify({"token": sign(claims), "jti": claims["jti"]})
 
 
-@tokens.get("/", strict_slashes=False)
+@tokens.get("", strict_slashes=False)
 def list_tokens() -> ResponseReturnValue:
     """The static tokens, without their secrets."""
     authorize(ADMIN)

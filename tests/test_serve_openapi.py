@@ -106,9 +106,12 @@ def test_an_endpoint_is_told_from_the_catalogue(document: dict[str, Any]) -> Non
     assert (parameters["start_date"]["required"], parameters["limit"]["required"]) == (False, True)
     assert parameters["limit"]["schema"] == {"type": "integer", "minimum": 0, "maximum": 65535}
     assert parameters["names"]["schema"] == {"type": "array", "items": {"type": "string"}}
-    for body in path["post"]["requestBody"]["content"].values():
-        assert body["schema"]["properties"]["limit"] == {"type": ["integer"], "minimum": 0, "maximum": 65535}
+    bodies = path["post"]["requestBody"]["content"]
+    assert {"application/json", "application/x-www-form-urlencoded", "multipart/form-data"} == set(bodies)
+    for body in bodies.values():
+        assert set(body["schema"]["properties"]) == {"start_date", "limit", "names"}
         assert body["schema"]["required"] == ["limit"]
+    assert bodies["application/json"]["schema"]["properties"]["start_date"]["type"] == ["string", "null"]
     _, rows = path["get"]["responses"]["200"]["content"]["application/json"]["schema"]["allOf"]
     assert rows["properties"]["data"]["items"]["properties"] == {
         "event_type": {"description": "As sent.", "type": "string"},
