@@ -24,7 +24,7 @@ _INTEGER = re.compile(r"(U?)Int(8|16|32|64|128|256)")
 _DECIMAL = re.compile(r"Decimal\((\d+),\s*(\d+)\)")
 _DATETIME = re.compile(r"DateTime(?:64\((\d)(?:,\s*'([^']+)')?\)|\('([^']+)'\))?")
 
-_WHOLE = re.compile(r"[+-]?[0-9]{1,78}")  # 256 bits are 78 digits
+_WHOLE = re.compile(r"([+-]?[0-9]{1,78})(\.0+)?")  # 256 bits are 78 digits; to JSON, 1.0 is a whole number
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _BOOLEAN = re.compile(r"true|false|1|0", re.IGNORECASE)
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{8}")
@@ -192,7 +192,7 @@ def _text(text: str) -> str:
 
 
 def _integer(text: str, low: int, high: int) -> int:
-    value = int(_matched(_WHOLE, text))
+    value = int(_matched(_WHOLE, text).partition(".")[0])
     if not low <= value <= high:
         raise ValueError(text)
     return value

@@ -170,6 +170,18 @@ def test_bodies_that_cannot_be_read_are_refused(web: FlaskClient, bearer: dict[s
     for body, content_type, status in bodies:
         response = web.post("/v0/pipes/echo.json", data=body, content_type=content_type, headers=bearer)
         assert response.status_code == status
+    cut_off = b'--b\r\nContent-Disposition: form-data; name="text"\r\n\r\na'
+    for body in (cut_off, b"text"):
+        response = web.post(
+            "/v0/pipes/echo.json", data=body, content_type="multipart/form-data; boundary=b", headers=bearer
+        )
+        assert (response.status_code, (response.json or {})["code"]) == (400, "body_invalid")
+    whole = cut_off + b"\r\n--b--\r\n"
+    given = web.post("/v0/pipes/echo.json", data=whole, content_type="multipart/form-data; boundary=b", headers=bearer)
+    assert row(given)["text"] == "a"
+    assert row(web.post("/v0/pipes/echo.json", json={"text": "a", "other": {"b": [1]}}, headers=bearer))["text"] == "a"
+    for wrong in ({"a": 1}, ["a"], [["a"]]):
+        assert web.post("/v0/pipes/echo.json", json={"text": wrong}, headers=bearer).status_code == 400
     nested = web.post("/v0/pipes/echo.json", json={"text": {"a": 1}}, headers=bearer)
     assert nested.json
     assert (nested.status_code, nested.json["parameter"]) == (400, "text")
