@@ -8,6 +8,7 @@ threads of their own, so that none of them keeps the others out; who finds too m
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import io
 import itertools
 import logging
@@ -170,9 +171,15 @@ class Answer:
     """What the app answers; made in a thread, up to its second piece: most answers have one."""
 
     def __init__(self, app: Flask, environ: Environ) -> None:
-        self._result: Iterable[bytes] = app(environ, self._start)
+        # Pieces that are made while they are sent, such as compressed ones, are made in whichever thread is free, but
+        # in one context: the app leaves there what it looks for with the next piece.
+        self._context = contextvars.copy_context()
+        self._result: Iterable[bytes] = self._context.run(app, environ, self._start)
         self._pieces: Iterator[bytes] = iter(self._result)
-        self._first = list(itertools.islice(self._pieces, 2))
+        self._first = self._next()
+
+    def _next(self) -> list[bytes]:
+        return self._context.run(lambda: list(itertools.islice(self._pieces, 2)))
 
     def _start(self, status: str, headers: list[tuple[str, str]], _: object = None) -> Callable[[bytes], object]:
         self._head: dict[str, Any] = {
@@ -192,12 +199,12 @@ class Answer:
             for piece in pieces:
                 async with asyncio.timeout(patience):
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
-            pieces = await asyncio.to_thread(lambda: list(itertools.islice(self._pieces, 2)))
+            pieces = await asyncio.to_thread(self._next)
         await send({"type": "http.response.body", "body": b"".join(pieces)})
 
     def close(self) -> None:
         if hasattr(self._result, "close"):
-            self._result.close()
+            self._context.run(self._result.close)
 
 
 def _environ(scope: Scope) -> Environ:

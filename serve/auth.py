@@ -175,7 +175,7 @@ def access_of(claims: Mapping[str, Any]) -> Access:
             raise ValueError("the resource of a scope is the name of an endpoint or of a data source")
         if unknown := scope.keys() - {"type", "resource", "fixed_params"}:
             raise ValueError(f"a scope has type, resource and fixed_params, not {', '.join(sorted(unknown))}")
-        if fixed and (kind != "PIPES:READ" or not isinstance(fixed, dict)):
+        if not isinstance(fixed, dict | None) or (fixed and kind != "PIPES:READ"):
             raise ValueError("fixed_params are an object of parameters and their values, in a scope PIPES:READ")
         name = f"{kind}:{resource}"
         if name in scopes:

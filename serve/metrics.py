@@ -44,7 +44,7 @@ class Metrics:
         self._requests = Counter("api_requests", "Requests answered", ["endpoint", "method", "status"], **own)
         self._seconds = Histogram(
             "api_request_duration_seconds",
-            "From a request's head to its answer's first byte",
+            "From a whole request to the first byte of its answer",
             ["endpoint"],
             buckets=BUCKETS,
             **own,
