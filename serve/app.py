@@ -29,14 +29,13 @@ from warehouse.tokens import open_tokens
 
 log = logging.getLogger("serve")
 
-# Each can be set by a variable of the environment: SERVE_MAX_EXECUTION_TIME=30.
+# Each can be set by a variable of the environment: SERVE_WORKERS=2. What a query may take stands in warehouse.settings.
 DEFAULTS = {
     "WORKERS": 1,  # processes
     "MAX_BODY_BYTES": 10_000_000,  # of a request's body, also once decompressed
     "MAX_BODY_SECONDS": 10,  # that a body may take to arrive; longer while it comes with 10 kB/s
     "MAX_UPLOAD_BYTES": 500_000_000,  # of a file, also once decompressed
     "URL_ALLOWED": "",  # a comma-separated list of the beginnings of addresses that files are fetched from
-    "MAX_EXECUTION_TIME": 10,  # seconds that a query may take
     # At once, in each process. On two cores that ClickHouse shares 8 and 16 queries are alike.
     "MAX_CONCURRENT_QUERIES": 12,
     "MAX_CONCURRENT_IMPORTS": 8,  # and whatever else is no query
@@ -66,13 +65,13 @@ def create_app(settings: Settings, config: Mapping[str, Any] | None = None) -> F
 
     Args:
         settings: where everything is.
-        config: values for the names of ``DEFAULTS``, stronger than the environment's.
+        config: values for the names of ``DEFAULTS`` and for ``MAX_EXECUTION_TIME``, stronger than the environment's.
 
     Raises:
         SettingsError: one of them is not what it takes.
     """
     app = Flask("serve", static_folder=None)
-    app.config.from_mapping(DEFAULTS)
+    app.config.from_mapping(DEFAULTS, MAX_EXECUTION_TIME=settings.query_limits["max_execution_time"])
     app.config.from_prefixed_env("SERVE")
     app.config.from_mapping(config or {})
     for name, default in DEFAULTS.items():

@@ -60,7 +60,7 @@ class Gate:
         environ = _environ(scope)
         path, has_body = environ["PATH_INFO"], "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
         # A file can be too large to be kept for someone whose token nobody has seen yet: the app reads it.
-        is_upload = has_body and path.rstrip("/") == "/v0/datasources"
+        is_upload = scope["method"] == "POST" and path.rstrip("/") == "/v0/datasources"
         is_query = path.startswith(("/v0/pipes/", "/v0/sql"))
         lane = self._uploads if is_upload else self._queries if is_query else self._imports
         body = Body(receive, self._body_seconds)

@@ -168,7 +168,9 @@ class Database:
         """
         own_settings = {**(settings or {}), "wait_end_of_query": 1}
         if not self._as_user:
-            own_settings |= {"readonly": 2, "max_execution_time": self._max_execution_time}
+            # Also where the user was made by hand, without limits of its own.
+            limits = {**self._settings.query_limits, "max_execution_time": self._max_execution_time}
+            own_settings |= {"readonly": 2, **limits}
         upstream: Any = self.run(
             lambda client, own_id: client.raw_stream(
                 sql,

@@ -54,7 +54,8 @@ NO_PARAMETERS = frozenset(("token", "from", "cli_version", "__tb__client", "mode
 BAD_ARGUMENTS = 36
 UNKNOWN_FUNCTION, UNKNOWN_TABLE = 46, 60
 TIMEOUT_EXCEEDED, TOO_SLOW = 159, 160
-OVERLOADED = (202, 241, 473)  # too many queries, not enough memory, deadlock avoided
+MEMORY_LIMIT_EXCEEDED, TOO_MANY_ROWS_OR_BYTES = 241, 396
+OVERLOADED = (202, MEMORY_LIMIT_EXCEEDED, 473)  # too many queries, not enough memory, deadlock avoided
 # How ClickHouse names a value of one of the types that it reads itself.
 _PARAMETER_IN_MESSAGE = re.compile(r"for query parameter '(\w+)'")
 
@@ -276,6 +277,9 @@ def _translated(error: ClickHouseError) -> Exception:
     g.facts["db_exception_code"] = code
     if code in (TIMEOUT_EXCEEDED, TOO_SLOW):
         return timed_out()
+    # Of the two limits of memory one is the query's own, the other everybody's.
+    if code == TOO_MANY_ROWS_OR_BYTES or (code == MEMORY_LIMIT_EXCEEDED and "(total)" not in str(error)):
+        return ApiError(400, "query_too_large", "That is too much to answer at once; ask for less, such as fewer days.")
     if code in OVERLOADED:
         return overloaded()
     if match := _PARAMETER_IN_MESSAGE.search(str(error)):

@@ -21,7 +21,16 @@ from serve.body import read_body
 from serve.database import Answer, Database, UnavailableError
 from serve.errors import ApiError
 from serve.parameters import MAX_VALUE_BYTES
-from serve.routes import OVERLOADED, TIMEOUT_EXCEEDED, TOO_SLOW, overloaded, respond, timed_out, unavailable
+from serve.routes import (
+    MEMORY_LIMIT_EXCEEDED,
+    OVERLOADED,
+    TIMEOUT_EXCEEDED,
+    TOO_SLOW,
+    overloaded,
+    respond,
+    timed_out,
+    unavailable,
+)
 from warehouse.connection import refusal
 from warehouse.settings import Settings
 from warehouse.tokens import ADMIN
@@ -30,7 +39,6 @@ sql = Blueprint("sql", __name__)
 
 # ClickHouse's codes.
 LOGICAL_ERROR, STD_EXCEPTION = 49, 1001
-MEMORY_LIMIT_EXCEEDED = 241
 ACCESS_DENIED, AUTHENTICATION_FAILED = 497, 516
 # Of an endpoint's answer, which is held in memory while it is asked.
 MAX_ASKED_BYTES = 50_000_000

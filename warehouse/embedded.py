@@ -75,11 +75,19 @@ def write_configuration(settings: Settings, directory: Path) -> None:
             "profiles": {
                 "default": DEFAULT_SETTINGS,
                 "sql": {name: str(value) for name, value in SQL_SETTINGS.items()},
+                # A query of the API can ask for less of each, not for more, nor for 0, which is without end.
+                "serve": {
+                    "profile": "default",
+                    **{name: str(value) for name, value in settings.query_limits.items()},
+                    "constraints": {
+                        name: {"min": "1", "max": str(value)} for name, value in settings.query_limits.items()
+                    },
+                },
             },
             "quotas": {"default": {}},
             "users": {
                 settings.clickhouse_user: _user(settings.clickhouse_password),
-                settings.serve_user: _user(serve_password(settings), serve_grants(settings)),
+                settings.serve_user: {**_user(serve_password(settings), serve_grants(settings)), "profile": "serve"},
                 settings.sql_user: {**_user(sql_password(settings), sql_grants(settings)), "profile": "sql"},
                 settings.answers_user: {**_user(sql_password(settings), []), "profile": "sql"},
             },

@@ -120,23 +120,24 @@ def _select_of(settings: Settings, view: str) -> str:
 def _create_users(client: Client, settings: Settings) -> None:
     if settings.serve_user != settings.clickhouse_user and not settings.serve_password:
         try:
-            _create_user(client, settings.serve_user, serve_password(settings), serve_grants(settings), {})
+            # A query of the API can ask for less of each, not for more, nor for 0, which is without end.
+            limits = [f"{name} = {value} min 1 max {value}" for name, value in settings.query_limits.items()]
+            _create_user(client, settings.serve_user, serve_password(settings), serve_grants(settings), limits)
         except ClickHouseError as error:
             raise ServeUserError(f"{settings.serve_user} could not be made: {refusal(error)}") from error
     if not settings.sql_password:
         password = sql_password(settings)
+        limits = [f"{name} = {value}" for name, value in SQL_SETTINGS.items()]
         try:
-            _create_user(client, settings.sql_user, password, sql_grants(settings), SQL_SETTINGS)
-            _create_user(client, settings.answers_user, password, [], SQL_SETTINGS)
+            _create_user(client, settings.sql_user, password, sql_grants(settings), limits)
+            _create_user(client, settings.answers_user, password, [], limits)
         except ClickHouseError as error:
             raise SqlUserError(f"{settings.sql_user} could not be made: {refusal(error)}") from error
 
 
-def _create_user(client: Client, user: str, password: str, grants: list[str], limits: dict[str, int]) -> None:
+def _create_user(client: Client, user: str, password: str, grants: list[str], limits: list[str]) -> None:
     # Bound parameters do not reach DDL; the password holds URL-safe characters only.
-    defined = f"identified with sha256_password by '{password}'"
-    if limits:
-        defined += " settings " + ", ".join(f"{name} = {value}" for name, value in limits.items())
+    defined = f"identified with sha256_password by '{password}' settings {', '.join(limits)}"
     client.command(f"create user if not exists {user} {defined}")
     client.command(f"alter user {user} {defined}")
     for grant in grants:

@@ -10,6 +10,15 @@ from pathlib import Path
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 
+# What a query of the API may take, by ClickHouse's name for it; each can be set by its variable, as
+# SERVE_MAX_EXECUTION_TIME=30. 0 for threads: as many as ClickHouse takes by itself, one a core.
+QUERY_LIMITS = {
+    "max_execution_time": 10,  # seconds
+    "max_memory_usage": 2_000_000_000,  # bytes
+    "max_result_rows": 10_000_000,
+    "max_result_bytes": 1_000_000_000,
+    "max_threads": 0,
+}
 
 KAFKA_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 KAFKA_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -32,6 +41,7 @@ class Settings:
         landing_url: a local path or any fsspec URL.
         kafka_brokers: ``host:port``, several with commas; empty when Kafka is no source.
         kafka_security_protocol, kafka_sasl_mechanism: as librdkafka names them; empty for its defaults.
+        query_limits: those of ``QUERY_LIMITS`` that there are.
     """
 
     clickhouse_host: str
@@ -51,6 +61,7 @@ class Settings:
     api_port: int
     dagster_port: int
     admin_token: str = field(repr=False)
+    query_limits: Mapping[str, int]
     kafka_brokers: str = ""
     kafka_topic: str = "app_events"
     kafka_group: str = "mobile_analytics"
@@ -94,6 +105,7 @@ class Settings:
             kafka_sasl_mechanism=_one_of(environ, "KAFKA_SASL_MECHANISM", KAFKA_MECHANISMS),
             kafka_sasl_username=environ.get("KAFKA_SASL_USERNAME", ""),
             kafka_sasl_password=environ.get("KAFKA_SASL_PASSWORD", ""),
+            query_limits=_query_limits(environ),
         )
 
     @property
@@ -112,6 +124,18 @@ def _port(environ: Mapping[str, str], name: str, default: int) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise SettingsError(f"{name} is {text!r}; it takes a port number from 1 to 65535.")
     return int(text)
+
+
+def _query_limits(environ: Mapping[str, str]) -> dict[str, int]:
+    limits = {}
+    for name, default in QUERY_LIMITS.items():
+        variable = f"SERVE_{name.upper()}"
+        text = environ.get(variable) or str(default)
+        if not (text.isdecimal() and text.isascii()) or (int(text) == 0 and default):
+            raise SettingsError(f"{variable} is {text!r}; it takes a whole number greater than 0.")
+        if int(text):
+            limits[name] = int(text)
+    return limits
 
 
 def _boolean(environ: Mapping[str, str], name: str) -> bool:
