@@ -35,10 +35,13 @@ class Copy:
     def __init__(self, environ: dict[str, str], output: Path) -> None:
         self.environ, self.output = environ, output
         self.settings = Settings.from_env(environ)
+        self.api_url = f"http://127.0.0.1:{self.settings.api_port}"
         self.process: subprocess.Popen[bytes]
 
-    def start(self) -> None:
-        command = [sys.executable, "-m", "warehouse.run", "--sample-events", str(SAMPLE_EVENTS)]
+    def start(self, *program: str) -> None:
+        """Start it and wait until it runs; `program` are arguments of Python other than those that the README names."""
+        program = program or ("-m", "warehouse.run", "--sample-events", str(SAMPLE_EVENTS))
+        command = [sys.executable, *program]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 command, env=self.environ, cwd=PROJECT_DIR, stdout=output, stderr=subprocess.STDOUT

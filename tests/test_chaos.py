@@ -1,0 +1,286 @@
+"""Events through every door at once while its parts are killed, frozen and restarted: none lost, none counted twice.
+
+``CHAOS_ROUNDS=200 python -m pytest -s tests/test_chaos.py`` is the long version; ``CHAOS_SEED`` repeats its choices.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import signal
+import threading
+import time
+import urllib.parse
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+from conftest import environment
+from test_run import PARTS, Copy, until
+
+from warehouse.connection import admin_token, connect
+from warehouse.landing import waiting_files
+
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "4"))
+SEED = int(os.environ.get("CHAOS_SEED", str(random.SystemRandom().randrange(1 << 32))))
+ROUND_SECONDS = 2.5
+# Once nothing fails any more: the parts start, the sensor looks every 5 s, and what waits is ingested.
+SETTLE_SECONDS = 120 + ROUNDS
+# A part that dies is started again after a second however often it did: it is to be there to be killed.
+SUPERVISOR = (
+    "import sys, warehouse.run as run; run.STABLE_SECONDS = 0; sys.argv += ['--sample-events', '0']; run.main()"
+)
+DAYS = 5
+BAD_LINE = b'{"event_id": "it has no type and no time"}'
+
+
+@dataclass
+class Account:
+    """What was acknowledged, as the endpoints have to answer it; filled by several threads."""
+
+    by_type: Counter[str] = field(default_factory=Counter)
+    by_day: Counter[str] = field(default_factory=Counter)
+    by_door: Counter[str] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def acknowledge(self, door: str, events: list[dict[str, str]]) -> None:
+        with self.lock:
+            self.by_door[door] += len(events)
+            for event in events:
+                self.by_type[event["event_type"]] += 1
+                self.by_day[event["event_time"][:10]] += 1
+
+
+class Chaos:
+    """A running copy, those who feed it, and what befalls it.
+
+    Attributes:
+        round: the number of the round that goes on; it is part of the events' types.
+        ending: nothing new is sent any more; what was not acknowledged is still sent again.
+    """
+
+    def __init__(self, copy: Copy) -> None:
+        self.copy = copy
+        self.token = admin_token(copy.settings)
+        self.account = Account()
+        self.faults: Counter[str] = Counter()
+        self.round = 0
+        self.ending = threading.Event()
+        self.failures: list[BaseException] = []
+
+    # --- the doors ------------------------------------------------------------------------------------------------
+
+    def events(self, door: str, count: int, chance: random.Random) -> list[dict[str, str]]:
+        """Events that differ in everything that an endpoint counts by."""
+        return [
+            {
+                "event_id": f"{door}-{uuid.UUID(int=chance.getrandbits(128)).hex}",
+                "event_type": f"{door}_round_{self.round}",
+                "event_time": f"2026-10-{1 + chance.randrange(DAYS):02} {chance.randrange(24):02}:00:{number % 60:02}",
+                "user_id": f"{door}-{chance.getrandbits(64)}",
+                "session_id": f"{door}-{chance.getrandbits(64)}",
+                "properties": json.dumps({"round": str(self.round)}),
+            }
+            for number in range(count)
+        ]
+
+    def body(self, events: list[dict[str, str]], chance: random.Random) -> bytes:
+        """Lines of events, some with one that is none: unique too, as the same content is the same import."""
+        lines = [json.dumps(event).encode() for event in events]
+        if chance.random() < 0.3:
+            lines.insert(chance.randrange(len(lines)), BAD_LINE)
+        return b"\n".join(lines)
+
+    def send(self, chance: random.Random) -> None:
+        """Over HTTP: whatever is answered, it is sent until it is acknowledged; as it was, or in other batches."""
+        pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=2, read=40), retries=False)
+        url = f"{self.copy.api_url}/v0/events?name=app_events"
+        while not self.ending.wait(chance.uniform(0.1, 0.4)):
+            waiting = [self.events("http", chance.randint(1, 40), chance)]
+            while waiting:
+                events = waiting.pop()
+                body = self.body(events, chance)
+                headers = {"Authorization": f"Bearer {self.token}"}
+                if chance.random() < 0.3:
+                    headers["Idempotency-Key"] = uuid.UUID(int=chance.getrandbits(128)).hex
+                if chance.random() < 0.3:
+                    headers["Content-Encoding"], body = "gzip", gzip.compress(body)
+                while True:
+                    with suppress(urllib3.exceptions.HTTPError):
+                        answer = pool.request("POST", url, body=body, headers=headers)
+                        if answer.status in (200, 202):
+                            self.account.acknowledge("http", events)
+                            if chance.random() < 0.1:  # a client that did not hear the answer
+                                with suppress(urllib3.exceptions.HTTPError):
+                                    pool.request("POST", url, body=body, headers=headers)
+                            break
+                        assert answer.status == 503, answer.data
+                    time.sleep(0.2)
+                    if len(events) > 1 and chance.random() < 0.2:
+                        middle = chance.randrange(1, len(events))
+                        waiting += [events[middle:], events[:middle]]
+                        break
+
+    def drop(self, chance: random.Random) -> None:
+        """Files: whole under their name by a rename, some of them a second time under another."""
+        folder = Path(self.copy.settings.landing_url)
+        folder.mkdir(exist_ok=True)
+        while not self.ending.wait(chance.uniform(0.5, 2)):
+            events = self.events("file", chance.randint(1, 200), chance)
+            content = self.body(events, chance)
+            for _ in range(chance.choice([1, 1, 1, 2])):
+                suffix, compress = chance.choice([("", bytes), (".gz", gzip.compress)])
+                name = f"{chance.getrandbits(64)}.ndjson{suffix}"
+                draft = folder / f".{name}"
+                draft.write_bytes(compress(content))
+                draft.rename(folder / name)
+            self.account.acknowledge("file", events)
+
+    # --- what befalls it ------------------------------------------------------------------------------------------
+
+    def victims(self) -> dict[str, Callable[[], int | None]]:
+        """How to find a process of each kind; None while there is none."""
+
+        def run_of_dagster() -> int | None:
+            found = (pid for pid, command in self.copy.processes().items() if "execute_run" in command)
+            return next(found, None)
+
+        parts = {part: lambda part=part: self.copy.pid_of(part) for part in PARTS if part != "dagster-webserver"}
+        return {**parts, "run": run_of_dagster}
+
+    def strike(self, chance: random.Random) -> None:
+        """One fault: a part is killed, asked to end, or frozen for a while; rarely everything is killed at once."""
+        if chance.random() < 0.02:
+            self.kill_everything()
+            return
+        # ClickHouse more often than the others: it holds what must not be lost.
+        kinds = ["clickhouse", "clickhouse", "clickhouse", "api", "dagster-code-server", "dagster-daemon", "run", "run"]
+        kind = chance.choice(kinds)
+        pid = self.victims()[kind]()
+        if pid is None:
+            return
+        what = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+        with suppress(ProcessLookupError):
+            os.kill(pid, what)
+            self.faults[f"{kind} {what.name}"] += 1
+            if what == signal.SIGSTOP:
+                time.sleep(chance.uniform(0.2, 2))
+                os.kill(pid, signal.SIGCONT)
+
+    def kill_everything(self) -> None:
+        self.faults["everything SIGKILL"] += 1
+        self.copy.process.kill()
+        for pid in self.copy.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.copy.process.wait(10)
+        until(lambda: self.copy.processes() == {}, 40)
+        self.copy.start("-c", SUPERVISOR)
+
+    # --- the course -----------------------------------------------------------------------------------------------
+
+    def play(self, rounds: int) -> None:
+        """Feed and strike for a number of rounds, then wait until everything sent is acknowledged and ingested."""
+        doors = [self.send, self.send, self.drop]
+        threads = [
+            threading.Thread(target=self._door, args=(door, random.Random(f"{SEED} {number}")))  # noqa: S311 - to be repeatable
+            for number, door in enumerate(doors)
+        ]
+        for thread in threads:
+            thread.start()
+        chance = random.Random(SEED)  # noqa: S311 - to be repeatable
+        try:
+            for self.round in range(1, rounds + 1):
+                end = time.monotonic() + ROUND_SECONDS
+                for _ in range(chance.choice([1, 1, 2])):
+                    time.sleep(chance.uniform(0, ROUND_SECONDS / 2))
+                    self.strike(chance)
+                time.sleep(max(0, end - time.monotonic()))
+        finally:
+            self.ending.set()
+            for thread in threads:
+                thread.join(SETTLE_SECONDS)
+        assert not self.failures, self.failures
+        until(self._is_settled, SETTLE_SECONDS)
+
+    def _door(self, door: Callable[[random.Random], None], chance: random.Random) -> None:
+        try:
+            door(chance)
+        except BaseException as error:
+            self.failures.append(error)
+
+    def _is_settled(self) -> bool:
+        try:
+            with connect(self.copy.settings) as client:
+                return waiting_files(client, self.copy.settings) == [] and self.ask("events_by_type") != []
+        except Exception:
+            return False
+
+    def ask(self, endpoint: str, **parameters: object) -> list[dict[str, Any]]:
+        """The rows that an endpoint answers."""
+        query = urllib.parse.urlencode({"token": self.token, **parameters})
+        answer = urllib3.request("GET", f"{self.copy.api_url}/v0/pipes/{endpoint}.json?{query}", timeout=30)
+        assert answer.status == 200, answer.data
+        return answer.json()["data"]
+
+
+@pytest.fixture
+def chaos(tmp_path: Path) -> Iterator[Chaos]:
+    copy = Copy(environment(tmp_path / "data"), tmp_path / "output")
+    copy.start("-c", SUPERVISOR)
+    yield Chaos(copy)
+    for pid in copy.processes():  # one may still be frozen
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    copy.process.terminate()
+    copy.process.wait(60)
+
+
+@pytest.mark.timeout(600 + 20 * ROUNDS)
+def test_nothing_is_lost_and_nothing_counted_twice(chaos: Chaos) -> None:
+    print(f"\nseed {SEED}")
+    chaos.play(ROUNDS)
+    account = chaos.account
+    answers = {
+        "events_by_type": (
+            account.by_type,
+            Counter({row["event_type"]: row["event_count"] for row in chaos.ask("events_by_type")}),
+        ),
+        "event_properties": (
+            account.by_type,
+            Counter(
+                {
+                    row["event_type"]: row["count"]
+                    for row in chaos.ask("event_properties", property_key="round", limit=10_000)
+                }
+            ),
+        ),
+        "user_sessions": (
+            account.by_day,
+            Counter({row["day"]: row["total_sessions"] for row in chaos.ask("user_sessions")}),
+        ),
+    }
+    lost = {name: (sent - found).total() for name, (sent, found) in answers.items()}
+    twice = {name: (found - sent).total() for name, (sent, found) in answers.items()}
+    doors = ", ".join(f"{count:,} by {door}" for door, count in sorted(account.by_door.items()))
+    print(f"faults {dict(sorted(chaos.faults.items()))}")
+    print(
+        f"rounds {ROUNDS}, faults {chaos.faults.total()}, acknowledged {account.by_door.total():,} events ({doors}), "
+        f"lost {max(lost.values())}, twice {max(twice.values())}"
+    )
+    assert set(lost.values()) == set(twice.values()) == {0}, (lost, twice)
+    with connect(chaos.copy.settings, database=chaos.copy.settings.database) as client:
+        [(lines, kept, quarantined, rows, rejects)] = client.query(
+            "select sum(lines), sum(kept), sum(quarantined), "
+            "(select count() from app_events), (select count() from app_events_quarantine) from imports"
+        ).result_rows
+    assert lines == kept + quarantined
+    assert (kept, quarantined) == (rows, rejects), "the account adds up"
