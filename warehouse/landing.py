@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain, repeat
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -51,6 +51,10 @@ ROWS_A_BATCH = 8192
 SPOOL = "spool"
 # Files that came over HTTP, under the id that their import has.
 UPLOADS = "uploads"
+# Spooled batches on their way together: each is an insert of its own, most of whose time is ClickHouse's planning.
+BATCHES_IN_FLIGHT = 4
+# Spooled batches that are entered into the ledger, and then deleted, together.
+BATCHES_A_GROUP = 64
 SPOOLED_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
 SET_ASIDE = "set_aside"
 # A file of the local file system that changed within this many seconds may still be written.
@@ -258,6 +262,12 @@ class LandingFile:
         """The id that a spooled batch or an upload carries in its name; empty for any other file."""
         folder, name = posixpath.split(self.path)
         return name.split(".")[0] if folder in (SPOOL, UPLOADS) else ""
+
+    @property
+    def is_batch(self) -> bool:
+        """True for the body of a request: plain text of one chunk at most."""
+        is_plain = self.extension in TEXT_EXTENSIONS and not self.compression
+        return posixpath.dirname(self.path) == SPOOL and is_plain and self.size <= CHUNK_BYTES
 
     @property
     def compression(self) -> str:
@@ -590,13 +600,22 @@ def waiting_files(client: Client, settings: Settings) -> list[LandingFile]:
 
 
 def ingest(client: Client, settings: Settings) -> Iterator[Outcome]:
-    """Ingest every waiting file, one after the other; repeated after an interruption it gives the same rows.
+    """Ingest what waits, spooled batches first; repeated after an interruption it gives the same rows.
 
     Raises:
         clickhouse_connect.driver.exceptions.ClickHouseError: ClickHouse is away or refuses; run it again.
     """
     folder = LandingFolder(settings)
-    for file in waiting_files(client, settings):
+    files = waiting_files(client, settings)
+    batches = [file for file in files if file.is_batch]
+    with ThreadPoolExecutor(BATCHES_IN_FLIGHT) as pool:
+        for first in range(0, len(batches), BATCHES_A_GROUP):
+            with folder_lock(settings, exclusive=False):
+                outcomes = _ingest_group(client, settings, folder, batches[first : first + BATCHES_A_GROUP], pool)
+            yield from outcomes
+    for file in files:
+        if file.is_batch:
+            continue
         with folder_lock(settings, exclusive=False):
             outcome = _deal_with(client, settings, folder, file)
         if outcome:
@@ -631,6 +650,38 @@ def _deal_with(client: Client, settings: Settings, folder: LandingFolder, file: 
     return outcome
 
 
+def _ingest_group(
+    client: Client, settings: Settings, folder: LandingFolder, files: Sequence[LandingFile], pool: ThreadPoolExecutor
+) -> list[Outcome]:
+    """What became of spooled batches: inserts of their own, some at once; the ledger is asked and written for all."""
+    started = _now()
+    group = {file.import_id: file for file in files}
+    known = _done(client, settings, list(group))
+    new = [file for import_id, file in group.items() if import_id not in known]
+    landed = pool.map(lambda file: _ingest_batch(client, settings, folder, file), new)
+    outcomes = {import_id: Outcome(group[import_id].path, "done") for import_id in group if import_id in known}
+    outcomes |= {file.import_id: outcome for file, outcome in zip(new, landed, strict=True) if outcome}
+    for import_id, quarantined in _quarantined(client, settings, list(outcomes)).items():
+        if outcomes[import_id].lines:
+            outcomes[import_id] = replace(outcomes[import_id], quarantined=quarantined)
+    done = [(group[id_], outcome, id_) for id_, outcome in outcomes.items() if outcome.state == "done"]
+    _record_all(client, settings, done, started)
+    for file, _, _ in done:
+        folder.remove(file)
+    return list(outcomes.values())
+
+
+def _ingest_batch(client: Client, settings: Settings, folder: LandingFolder, file: LandingFile) -> Outcome | None:
+    """What became of a spooled batch; None when another run was faster."""
+    try:
+        return Outcome(file.path, "done", land(client, settings, file.import_id, "http", read_frames(folder, file)))
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # of the storage: a batch is text, and no text is at fault
+        log.warning("%s was left where it is: %s", file.path, error)
+        return Outcome(file.path, "left", error=str(error))
+
+
 def _ingest_file(client: Client, settings: Settings, folder: LandingFolder, file: LandingFile) -> tuple[Outcome, str]:
     if file.extension not in EXTENSIONS:
         raise Unreadable(
@@ -638,11 +689,7 @@ def _ingest_file(client: Client, settings: Settings, folder: LandingFolder, file
             f"each also with {' or '.join(COMPRESSIONS)}."
         )
     import_id = file.import_id or _prove_readable(folder, file)
-    done = client.query(
-        "select count() from {database:Identifier}.landing_files where content_id = {id:String} and state = 'done'",
-        parameters={"database": settings.database, "id": import_id},
-    ).result_rows[0][0]
-    if done:
+    if _done(client, settings, [import_id]):
         return Outcome(file.path, "done"), import_id
     source = "http" if posixpath.dirname(file.path) == SPOOL else file.path
     lines = land(client, settings, import_id, source, read_frames(folder, file))
@@ -664,21 +711,58 @@ def record(
     client: Client, settings: Settings, file: LandingFile, outcome: Outcome, import_id: str, started: datetime.datetime
 ) -> None:
     """Write a file's row of the ledger."""
-    row = {
-        "content_id": import_id,
-        "path": outcome.path,
-        "size": file.size,
-        "modified": file.modified,
-        "state": outcome.state,
-        "lines": outcome.lines,
-        "quarantined": outcome.quarantined,
-        "error": outcome.error,
-        "started_at": started,
-        "finished_at": _now(),
-    }
-    client.insert(
-        f"{settings.database}.landing_files", [list(row.values())], column_names=list(row), settings={"async_insert": 0}
-    )
+    _record_all(client, settings, [(file, outcome, import_id)], started)
+
+
+def _done(client: Client, settings: Settings, import_ids: Sequence[str]) -> set[str]:
+    """Those of the imports of which every line went in from some file."""
+    rows = client.query(
+        "select distinct content_id from {database:Identifier}.landing_files "
+        "where content_id in {ids:Array(String)} and state = 'done'",
+        parameters={"database": settings.database, "ids": import_ids},
+    ).result_rows
+    return {import_id for (import_id,) in rows}
+
+
+def _quarantined(client: Client, settings: Settings, import_ids: Sequence[str]) -> dict[str, int]:
+    """By import, how many of its lines are no valid events."""
+    rows = client.query(
+        "select import_id, sum(quarantined) from {database:Identifier}.imports "
+        "where import_id in {ids:Array(String)} group by import_id",
+        parameters={"database": settings.database, "ids": import_ids},
+    ).result_rows
+    return {row[0]: row[1] for row in rows}
+
+
+def _record_all(
+    client: Client,
+    settings: Settings,
+    entries: Sequence[tuple[LandingFile, Outcome, str]],
+    started: datetime.datetime,
+) -> None:
+    """Write the rows of the ledger for files, each with what became of it and the id of its import."""
+    rows = [
+        {
+            "content_id": import_id,
+            "path": outcome.path,
+            "size": file.size,
+            "modified": file.modified,
+            "state": outcome.state,
+            "lines": outcome.lines,
+            "quarantined": outcome.quarantined,
+            "error": outcome.error,
+            "started_at": started,
+            "finished_at": _now(),
+        }
+        for file, outcome, import_id in entries
+    ]
+    if rows:
+        client.insert(
+            f"{settings.database}.landing_files",
+            [list(row.values()) for row in rows],
+            column_names=list(rows[0]),
+            settings={"async_insert": 0},
+        )
 
 
 def _now() -> datetime.datetime:

@@ -10,7 +10,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from orchestration.runs import concurrency_tag, is_active
 from warehouse.connection import connect
-from warehouse.landing import EXTENSIONS, SET_ASIDE, LandingFolder, ingest, waiting_files
+from warehouse.landing import EXTENSIONS, SET_ASIDE, SPOOL, LandingFolder, ingest, waiting_files
 from warehouse.settings import Settings
 
 JOB = "ingestion"
@@ -57,10 +57,14 @@ def ingest_files(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeRe
     for outcome in ingest(connect(settings), settings):
         if outcome.state == "done":
             done[outcome.path] = outcome
-            context.log.info(f"{outcome.path}: {outcome.lines} lines, {outcome.quarantined} quarantined")
+            if not outcome.path.startswith(f"{SPOOL}/"):  # a line in Dagster's log costs as much as a small batch
+                context.log.info(f"{outcome.path}: {outcome.lines} lines, {outcome.quarantined} quarantined")
         else:
             trouble[outcome.path] = outcome
             context.log.warning(f"{outcome.path} was {outcome.state}: {outcome.error}")
+    batches = [outcome for path, outcome in done.items() if path.startswith(f"{SPOOL}/")]
+    if batches:
+        context.log.info(f"{len(batches)} batches from the spool: {sum(batch.lines for batch in batches)} lines")
     seconds = time.monotonic() - began
     lines = sum(outcome.lines for outcome in done.values())
     quarantined = sum(outcome.quarantined for outcome in done.values())
