@@ -99,7 +99,7 @@ def needs(request: dict[str, Any]) -> tuple[int, Callable[[dict[str, Any]], bool
     return NEEDS.get(request["path"]) or next(need for end, need in NEEDS.items() if request["path"].endswith(end))
 
 
-@pytest.mark.parametrize("request_", recorded())
+@pytest.mark.parametrize("request_", list(recorded()))
 def test_a_recorded_request_gets_what_its_client_needs(api: Api, request_: dict[str, Any]) -> None:
     headers = {name: value.replace(RECORDED_TOKEN, TOKEN) for name, value in request_["headers"]}
     for name in [name for name in headers if name.lower() in ("host", "content-length", "accept-encoding")]:
