@@ -59,9 +59,10 @@ def periods_of(time: datetime) -> set[Any]:
 
 
 def is_of(key: tuple, times: list[datetime]) -> bool:
-    periods = set().union(*map(periods_of, times))
-    in_utc = (part.replace(tzinfo=UTC) if isinstance(part, datetime) else part for part in key)
-    return any(part in periods for part in in_utc if isinstance(part, date))
+    """Whether a row's period, whose start is the first time in its key, holds one of the times."""
+    start = next(part for part in key if isinstance(part, date))
+    start = start.replace(tzinfo=UTC) if isinstance(start, datetime) else start
+    return any(start in periods_of(time) for time in times)
 
 
 def rebuilt(before: dict[str, dict[tuple, datetime]], after: dict[str, dict[tuple, datetime]]) -> dict[str, set[tuple]]:
@@ -112,12 +113,9 @@ def test_what_a_query_of_the_documentation_says_about_stale_hours(warehouse: War
 
     def stale() -> dict[tuple[datetime, int, int], int]:
         """How many rollups are behind, by hour, rows now and rows built."""
-        with_names = warehouse.client.query(sql.replace("analytics", warehouse.settings.database)).named_results()
-        rows = list(with_names)
-        assert all((row["fingerprint_now"] != row["fingerprint_built"]) and row["rows_now"] >= 0 for row in rows), (
-            "a row of the view differs in its fingerprint"
-        )
-        assert all((row["built_at"].year == 1970) == (row["rows_built"] == 0) for row in rows)
+        found = warehouse.client.query(sql.replace("analytics", warehouse.settings.database))
+        rows = list(found.named_results())
+        assert all(row["fingerprint_now"] != row["fingerprint_built"] for row in rows)
         return dict(Counter((row["hour"].replace(tzinfo=UTC), row["rows_now"], row["rows_built"]) for row in rows))
 
     hours = [START + timedelta(hours=n) for n in range(4)]
@@ -155,7 +153,7 @@ def test_a_build_says_how_many_periods_it_built(warehouse: Warehouse, dbt: Dbt) 
     assert built() == {rollup: (0, periods) for rollup, (_, periods) in first.items()}
 
 
-@pytest.mark.timeout(120 + 60 * KILLS)
+@pytest.mark.timeout(120 + 60 * KILLS, func_only=True)
 def test_answers_stay_exact_when_dbt_is_killed_and_the_next_run_finishes_its_work(
     warehouse: Warehouse, dbt: Dbt
 ) -> None:

@@ -157,7 +157,7 @@ def test_reads_of_one_query_share_a_snapshot(warehouse: Warehouse, twins: str) -
         sender.result()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(240, func_only=True)
 def test_a_query_sees_one_version_of_a_rollup_that_is_replaced_as_a_whole(warehouse: Warehouse) -> None:
     """A full refresh exchanges tables: what was fresh in one of them must not be read from the other."""
     client, database, over = warehouse.client, warehouse.settings.database, threading.Event()
@@ -186,7 +186,7 @@ def test_a_query_sees_one_version_of_a_rollup_that_is_replaced_as_a_whole(wareho
         client.command(f"drop table {database}.older_{rollup}")
 
 
-@pytest.mark.timeout(SECONDS + 240)
+@pytest.mark.timeout(SECONDS + 240, func_only=True)
 def test_answers_are_exact_while_events_come_and_go_and_dbt_runs(warehouse: Warehouse, twins: str, dbt: Dbt) -> None:
     settings, ledger = warehouse.settings, Ledger()
     warehouse.land(batch(-1))

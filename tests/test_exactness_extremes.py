@@ -48,7 +48,7 @@ def assert_exact(warehouse: Warehouse, asked: list[Question]) -> None:
         assert warehouse.answer(question) == plain, question
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(600, func_only=True)
 @pytest.mark.parametrize(
     ("events", "columns", "asked"),
     [
@@ -89,7 +89,7 @@ def test_an_hour_whose_dimension_is_unbounded(
 DAYS, LONG_HISTORY = 8_000, 160_000
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(300, func_only=True)
 def test_a_long_history_in_one_file_builds_at_once_and_leaves_few_parts(
     warehouse: Warehouse, dbt: Dbt, tmp_path: Path
 ) -> None:
