@@ -81,6 +81,9 @@ def create_app(settings: Settings, config: Mapping[str, Any] | None = None) -> F
     app.config["ADMIN_TOKEN"] = admin_token(settings)
     # One more than allowed: a chunked body is cut there without a word, and must then still be seen to be too large.
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = app.config["MAX_BODY_BYTES"] + 1
+    # No redirects: they would repeat the address, in which a token may stand.
+    app.url_map.merge_slashes = False
+    app.url_map.strict_slashes = False
     app.json.sort_keys = False  # type: ignore[attr-defined]
     Compress(app)
     database = Database(settings, app.config["MAX_EXECUTION_TIME"])

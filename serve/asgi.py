@@ -58,7 +58,8 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         environ = _environ(scope)
-        path, has_body = environ["PATH_INFO"], "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
+        path = "/" + environ["PATH_INFO"].lstrip("/")  # as the app reads it
+        has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
         # A file can be too large to be kept for someone whose token nobody has seen yet: the app reads it.
         is_upload = scope["method"] == "POST" and path.rstrip("/") == "/v0/datasources"
         is_query = path.startswith(("/v0/pipes/", "/v0/sql"))

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from typing import Any
 import jwt
 import pytest
 from clickhouse_connect.driver.client import Client
+from conftest import EmbeddedServer, environment
 from flask.testing import FlaskClient
+from test_serve_server import TOKEN, Api
 from werkzeug.test import TestResponse
 
 from serve.app import create_app
@@ -534,3 +537,62 @@ def test_the_file_is_readable_by_its_owner_only_whatever_the_umask(tmp_path: Pat
     assert (tmp_path / "tokens.db").stat().st_mode & 0o777 == 0o600
     with sqlite3.connect(tmp_path / "tokens.db") as database:
         assert database.execute("pragma journal_mode").fetchone() == ("delete",)
+
+
+def test_no_token_is_told_to_anyone(server: EmbeddedServer, client: Client, views: str, tmp_path: Path) -> None:
+    """Not in the log, not in an answer's head or body, whatever goes wrong and wherever the token stood."""
+    client.command(f"create or replace view {views}.failing as select throwIf(1) as a, {{x:Nullable(String)}} as x")
+    api = Api({**server.environ, "API_PORT": environment(tmp_path)["API_PORT"]}, tmp_path / "api.log")
+    secrets = [
+        TOKEN,
+        open_tokens(server.settings).create("told", ["PIPES:READ:tenant", "PIPES:READ:failing"]),
+        jwt.encode(claims(), TOKEN, "HS256"),
+        jwt.encode(claims() | {"exp": 1}, TOKEN, "HS256"),
+        jwt.encode(claims(fixed={"nothing": "1"}), TOKEN, "HS256"),
+        jwt.encode(claims(limits={"rps": 1}), TOKEN, "HS256"),
+        "p.a-wrong-one-that-is-somebody-elses",
+    ]
+    requests = [
+        ("GET", "/v0/pipes/tenant.json", None),
+        ("GET", "/v0/pipes/tenant.json?n=none", None),
+        ("GET", "/v0/pipes/failing.json", None),
+        ("GET", "/v0/pipes/nowhere.xml", None),
+        ("GET", "//v0/pipes", None),
+        ("GET", "/nowhere/", None),
+        ("DELETE", "/v0/pipes/tenant.json", None),
+        ("POST", "/v0/events?name=app_events", b"{"),
+        ("POST", "/v0/events?name=nowhere", b"{"),
+        ("POST", "/v0/events?name=app_events&format=json", b" " * 2_000_000),
+        ("POST", "/v0/pipes/tenant.json", b"[1"),
+        ("POST", "/v0/tokens/?expiration_time=1", b"{}"),
+        ("DELETE", "/v0/tokens/none", None),
+        ("GET", "/v0/sql?q=select+none", None),
+    ]
+    api.start()
+    try:
+        answers = []
+        for secret in secrets:
+            for method, target, body in requests:
+                query = f"{target}{'&' if '?' in target else '?'}token={secret}"
+                headers = {"Content-Type": "application/json", "Referer": f"http://127.0.0.1/?token={secret}"}
+                for where, sent in ((query, headers), (target, {**headers, "Authorization": f"Bearer {secret}"})):
+                    status, told, content = api.request(method, where, body, sent)
+                    answers.append((where, status, f"{told}{content.decode(errors='replace')}"))
+            for broken in (
+                f"GET /v0/pipes?token={secret} HTTP/9\r\n\r\n",
+                f"GET /v0/pipes?token={secret} NOTHING\r\nAuthorization: Bearer {secret}\r\n\r\n",
+                f"GET /v0/pipes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n" + "X: y\r\n" * 1000 + "\r\n",
+            ):
+                with socket.create_connection(("127.0.0.1", api.port), timeout=10) as caller:
+                    caller.sendall(broken.encode())
+                    answers.append((broken, 0, caller.recv(10_000).decode(errors="replace")))
+    finally:
+        api.stop()
+        client.command(f"drop view {views}.failing")
+    log = api.log.read_text()
+    assert "throwIf" in log  # the failures themselves are there
+    assert {200, 400, 403, 404, 405, 413, 429, 500} <= {status for _, status, _ in answers}
+    for secret in secrets:
+        assert secret not in log
+        for where, status, told in answers:
+            assert secret not in told, (where, status)
