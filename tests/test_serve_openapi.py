@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from clickhouse_connect.driver.client import Client
+from conftest import EmbeddedServer, environment
 from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from test_serve_server import TOKEN, Api
 
 from serve.app import create_app
 from serve.openapi import ROUTES
 from serve.parameters import Parameter
-from warehouse.connection import admin_token
-from warehouse.settings import Settings
+from warehouse.connection import admin_token, connect
+from warehouse.schema import apply_schema
+from warehouse.settings import PROJECT_DIR, Settings
 
 DOCUMENT = "/v0/pipes/openapi.json"
 COMMENT = {
@@ -177,3 +183,27 @@ def test_the_page_it_links_to_is_there_and_needs_nothing_from_elsewhere(web: Fla
     assert len(addresses) >= 4
     for address in addresses:
         assert web.get(address).status_code == 200, address
+
+
+def test_the_api_does_what_the_document_says(tmp_path: Path) -> None:
+    """Requests that fit the document and requests that do not, to a server that keeps what they leave."""
+    server = EmbeddedServer(environment(tmp_path))
+    server.start()
+    api = Api(server.environ, tmp_path / "api.log")
+    try:
+        apply_schema(server.settings)
+        connect(server.settings).command(
+            f"create view {server.settings.api_database}.typed as select {{n:Nullable(UInt8)}} as n, "
+            "{at:Nullable(DateTime('UTC'))} as at, {names:Array(String)} as names, {text:Nullable(String)} as text"
+        )
+        api.start()
+        command: list[str | Path] = [Path(sys.executable).with_name("schemathesis")]
+        command += ["--config-file", PROJECT_DIR / "schemathesis.toml", "run", f"http://127.0.0.1:{api.port}{DOCUMENT}"]
+        command += ["--header", f"Authorization: Bearer {TOKEN}", "--phases", "examples,coverage,fuzzing"]
+        # The same requests each time; more of them: --max-examples.
+        command += ["--max-examples", "5", "--seed", "1", "--generation-database", "none", "--no-color"]
+        done = subprocess.run(command, env=server.environ, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        api.stop()
+        server.stop()
