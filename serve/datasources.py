@@ -181,7 +181,8 @@ def delete_rows(name: str) -> Response:
     """Erase the rows that a condition names, by a job; with ``dry_run`` count them."""
     authorize(ADMIN)
     _require(name)
-    given = {**request.args, **request.form, **(request.get_json(silent=True) or {})}
+    body = request.get_json(silent=True)
+    given = {**request.args, **request.form, **(body if isinstance(body, dict) else {})}
     condition = str(given.get("delete_condition", ""))
     if not condition:
         raise ApiError(
@@ -194,7 +195,11 @@ def delete_rows(name: str) -> Response:
         raise ApiError(400, "parameter_invalid", str(error), parameter="delete_condition") from None
     except UnavailableError:
         raise unavailable() from None
-    if str(given.get("dry_run", "")).lower() in ("true", "1"):
+    dry_run = str(given.get("dry_run") or "false").lower()
+    # Nothing is erased for somebody who meant to count.
+    if dry_run not in ("true", "1", "false", "0"):
+        raise ApiError(400, "parameter_invalid", "dry_run is true or false.", parameter="dry_run")
+    if dry_run in ("true", "1"):
         asked = current_app.extensions["sql"]
         count = f"select count() as n from {DATA_SOURCE} where {checked.sql} format JSONEachRow"
         with asked.answer(count, {}, g.request_id).content as content:
