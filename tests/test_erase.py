@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import signal
 import time
 import uuid
 from dataclasses import replace
@@ -17,39 +18,18 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from clickhouse_connect.driver.client import Client
+from conftest import Dbt, EmbeddedServer, environment
+from erasure import account, event, killed, put
 
 from warehouse import landing
 from warehouse.conditions import Condition, ConditionError
+from warehouse.connection import connect
 from warehouse.erase import rows_to_be_deleted
 from warehouse.framing import frames
-from warehouse.jobs import do_now
+from warehouse.jobs import do_jobs, do_now
 from warehouse.landing import LandingFolder, Outcome, ingest, land, read_frames, spool, waiting_files
+from warehouse.schema import apply_schema
 from warehouse.settings import Settings
-
-
-def event(user: str, **columns: object) -> dict:
-    """A valid event that no other test sends."""
-    number = uuid.uuid4().hex
-    return {"event_id": number, "user_id": user, "event_type": "open", "event_time": "2025-05-11 22:01:58"} | columns
-
-
-def account(client: Client, settings: Settings, import_id: str) -> dict:
-    """The account of an import, after a look at whether it agrees with the tables."""
-    [row] = client.query(
-        f"select * from {settings.database}.import_account where import_id = {{id:String}}",
-        parameters={"id": import_id},
-    ).named_results()
-    for column, table, name in (
-        ("kept", "app_events", "import_id"),
-        ("quarantined", "app_events_quarantine", "c__import_id"),
-    ):
-        rows = client.query(
-            f"select count() from {settings.database}.{table} where {name} = {{id:String}}",
-            parameters={"id": import_id},
-        ).result_rows[0][0]
-        assert row[column] == rows, (column, row)
-    assert row["lines"] == row["kept"] + row["quarantined"] + row["erased"]
-    return row
 
 
 @pytest.fixture
@@ -57,15 +37,6 @@ def folder(settings: Settings, tmp_path: Path) -> Settings:
     """Settings with a landing folder of the test's own."""
     (tmp_path / "landing").mkdir()
     return replace(settings, landing_url=str(tmp_path / "landing"))
-
-
-def put(settings: Settings, name: str, content: bytes) -> None:
-    """Put a complete file into the landing folder."""
-    path = Path(settings.landing_url, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    past = time.time() - 10
-    os.utime(path, (past, past))
 
 
 def lines(settings: Settings, path: str) -> dict[int, bytes]:
@@ -305,3 +276,86 @@ def test_nothing_is_erased_while_a_file_cannot_be_read(
     monkeypatch.setattr(LandingFolder, "open", refuse)
     job = do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"})
     assert job.error == "a.ndjson cannot be ingested now, so nothing was erased; see why, and ask again."
+
+
+@pytest.mark.parametrize("statements", [0, 1, 2, 3])
+def test_an_erasure_that_is_killed_is_finished_by_whoever_comes_next(
+    server: EmbeddedServer, client: Client, folder: Settings, statements: int
+) -> None:
+    import_id = uuid.uuid4().hex
+    user = f"u{import_id}"
+    content = "\n".join(map(json.dumps, [event(user), event("someone"), event(user, event_time="no")])).encode()
+    put(folder, "a.ndjson", content)
+    land(client, folder, import_id, "http", frames([content]))
+    killed(server, folder, statements, "delete_data", "delete_condition", f"user_id = '{user}'")
+    # What comes after the kill is not erased: it came later.
+    later = uuid.uuid4().hex
+    land(client, folder, later, "http", frames([content]))
+    done = {job.arguments["delete_condition"]: job for job in do_jobs(client, folder) if job.kind == "delete_data"}
+    job = done[f"user_id = '{user}'"]
+    assert (job.status, job.rows_affected) == ("done", 4)  # of the file and of the request
+    assert user.encode() not in Path(folder.landing_url, "a.ndjson").read_bytes()
+    assert account(client, folder, import_id)["erased"] == 2
+    assert account(client, folder, later)["erased"] == 0
+
+
+def test_values_leave_the_rollups_and_every_endpoint_is_right_at_once(
+    client: Client, settings: Settings, dbt: Dbt
+) -> None:
+    user, other = f"u{uuid.uuid4().hex}", f"o{uuid.uuid4().hex}"
+    hour = {"event_time": "2019-03-04 05:06:07", "country": "ZZ"}
+    events = [event(name, properties=json.dumps({"secret": name}), session_id=name, **hour) for name in (user, other)]
+    land(client, settings, user, "http", frames(["\n".join(map(json.dumps, events)).encode()]))
+    dbt("build", "--select", "+endpoints", "--exclude-resource-type", "test", "unit_test")
+
+    def values(table: str) -> list[str]:
+        # Every version of a period's row, also those that were replaced.
+        sql = f"select distinct pair.property_value from {settings.database}.{table} array join pairs as pair"
+        return [value for (value,) in client.query(sql).result_rows]
+
+    def answers() -> tuple[list, list]:
+        api = settings.api_database
+        bounds = "start_date = '2019-03-04 00:00:00', end_date = '2019-03-04 23:59:59'"
+        pairs = client.query(
+            f"select property_value from {api}.event_properties({bounds}, event_type = null, "
+            "property_key = 'secret', limit = null)"
+        ).result_rows
+        sessions = client.query(
+            f"select total_users from {api}.user_sessions({bounds}, country = 'ZZ', device_type = null)"
+        ).result_rows
+        return sorted(pairs), sessions
+
+    tables = ("event_properties_hourly", "event_properties_daily")
+    assert all(user in values(table) for table in tables)
+    assert answers() == (sorted([(user,), (other,)]), [(2,)])
+    assert do_now(client, settings, "delete_data", {"delete_condition": f"user_id = '{user}'"}).status == "done"
+    assert answers() == ([(other,)], [(1,)])
+    for table in tables:
+        assert user not in values(table), "physically, in every version of the row"
+
+
+def test_truncating_leaves_nothing_but_the_account(tmp_path: Path) -> None:
+    server = EmbeddedServer(environment(tmp_path))
+    server.start()
+    try:
+        settings = server.settings
+        apply_schema(settings)
+        client = connect(settings)
+        content = (json.dumps(event("u")) + "\n{}\nx").encode()
+        land(client, settings, "first", "http", frames([content]))
+        job = do_now(client, settings, "truncate", {"datasource": "app_events_quarantine"})
+        assert (job.status, job.rows_affected) == ("done", 2)
+        after = account(client, settings, "first")
+        assert (after["kept"], after["quarantined"], after["erased"]) == (1, 0, 2)
+        land(client, settings, "second", "http", frames([content]))
+        job = do_now(client, settings, "truncate", {})
+        assert (job.rows_affected, job.statistics["app_events"]) == (4, 2)
+        assert [account(client, settings, name)["erased"] for name in ("first", "second")] == [3, 3]
+        # The same requests again are still the same imports, also after a restart.
+        server.stop(signal.SIGKILL)
+        server.start()
+        for name in ("first", "second"):
+            land(client, settings, name, "http", frames([content]))
+            assert account(client, settings, name)["erased"] == 3
+    finally:
+        server.stop()

@@ -17,12 +17,11 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 from warehouse.connection import connect
 from warehouse.framing import frames
 from warehouse.landing import ingest, land, spool
-from warehouse.settings import Settings
+from warehouse.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     import dagster as dg
-
-    from tests.conftest import EmbeddedServer
+    from conftest import EmbeddedServer
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +141,43 @@ def test_dagster_does_what_was_asked_for(
     assert (found["status"], found["rows_affected"], found["error"]) == ("done", 2, "")
     assert json.loads(found["statistics"])["app_events_quarantine"] == 1
     assert found["created_at"] <= found["started_at"] <= found["updated_at"]
+
+
+def test_the_share_of_quarantined_lines(
+    repository: dg.RepositoryDefinition, client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red above the threshold, with reasons, counts and imports; told by a sensor, since HTTP starts no run."""
+    import dagster as dg
+
+    import_id = uuid.uuid4().hex
+    # More of one fault than any other test leaves behind.
+    bad = [json.dumps({"event_id": str(n), "event_type": "t", "event_time": f"day {n}"}) for n in range(20_000)]
+    land(client, settings, import_id, "http", frames(["\n".join(bad).encode()]))
+    sensor = repository.get_sensor_def("quarantine_watch")
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def tick(cursor: str | None = None) -> dg.SensorExecutionData:
+            return sensor.evaluate_tick(dg.build_sensor_context(instance, cursor=cursor, repository_def=repository))
+
+        first = tick()
+        (found,) = first.asset_events
+        assert (found.asset_key, found.check_name) == (dg.AssetKey("app_events_quarantine"), "quarantine_share")
+        assert not found.passed
+        assert found.metadata["share"].value > 0.05
+        (top, *_) = found.metadata["top_reasons"].records
+        assert top.data["column"] == "event_time"
+        assert top.data["reason"].startswith("a value is not a time")
+        assert top.data["lines"] >= 20_000
+        assert len(top.data["imports"].split(", ")) <= 3
+        assert "No lines came" in (tick(first.cursor).skip_message or "")
+        monkeypatch.setenv("QUARANTINE_SHARE_MAX", "1")
+        (found,) = tick().asset_events
+        assert found.passed
+        assert "top_reasons" not in found.metadata
+        monkeypatch.setenv("CLICKHOUSE_PORT", "1")
+        assert "does not answer" in (tick().skip_message or "")
+    with pytest.raises(SettingsError, match="QUARANTINE_SHARE_MAX is '5 %'; it takes a number from 0 to 1"):
+        Settings.from_env({"QUARANTINE_SHARE_MAX": "5 %"})
 
 
 def test_a_replay_that_a_person_starts(repository: dg.RepositoryDefinition, client: Client, settings: Settings) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from clickhouse_connect.driver.client import Client
+from conftest import EmbeddedServer
+from erasure import account, event, killed, put
 
-from tests.test_erase import account, event
 from warehouse.conditions import QUARANTINE_COLUMNS, Condition
 from warehouse.framing import frames
-from warehouse.jobs import Job, do_now
-from warehouse.landing import land
+from warehouse.jobs import Job, do_jobs, do_now
+from warehouse.landing import ingest, land
 from warehouse.replay import lines_that_pass
 from warehouse.settings import Settings
 
@@ -70,3 +74,41 @@ def test_rows_that_were_corrected_move_and_keep_where_they_came_from(client: Cli
     # The same request again is still the same import.
     land(client, settings, import_id, "http", frames([content.encode()]))
     assert account(client, settings, import_id) == after
+
+
+def test_csv_rows_are_replayed_by_their_columns(client: Client, settings: Settings, tmp_path: Path) -> None:
+    """Their raw line has no names; a row that still fails stays once."""
+    folder = replace(settings, landing_url=str(tmp_path))
+    names = [uuid.uuid4().hex for _ in range(3)]
+    rows_sent = [f'{names[0]},open,noon,"a, b",FR', f"{names[1]},,2025-05-11,x,FR", f"{names[2]},short"]
+    put(folder, "a.csv", "\n".join(["event_id,event_type,event_time,properties,country", *rows_sent]).encode())
+    assert [outcome.quarantined for outcome in ingest(client, folder)] == [3]
+    import_id = client.query(
+        f"select c__import_id from {folder.database}.app_events_quarantine where event_id = {{id:String}}",
+        parameters={"id": names[0]},
+    ).result_rows[0][0]
+    edit(client, folder, import_id, "event_time = '2025-05-11 12:00:00'", "event_time = 'noon'")
+    assert replayed(client, folder, import_id).statistics == {
+        "rows_affected": 1,
+        "replayed": 1,
+        "still_quarantined": 2,
+    }
+    assert rows(client, folder, import_id) == [(2, names[0], "2025-05-11 12:00:00", "FR", "a, b")]
+    assert account(client, folder, import_id)["quarantined"] == 2
+
+
+@pytest.mark.parametrize("statements", [0, 1, 2])
+def test_a_replay_that_is_killed_is_finished_by_whoever_comes_next(
+    server: EmbeddedServer, client: Client, settings: Settings, statements: int
+) -> None:
+    """Killed before the rows are inserted, before that is written down, before they leave the quarantine."""
+    import_id = uuid.uuid4().hex
+    lines = [json.dumps(event("u", event_time="noon", country=str(n))) for n in range(3)]
+    land(client, settings, import_id, "http", frames(["\n".join([*lines, lines[0]]).encode()]))
+    edit(client, settings, import_id, "event_time = '2025-05-11 12:00:00'", "country != '1'")
+    condition = f"c__import_id = '{import_id}'"
+    killed(server, settings, statements, "replay", "condition", condition)
+    [job] = [job for job in do_jobs(client, settings) if job.arguments.get("condition") == condition]
+    assert (job.status, job.rows_affected) == ("done", 3)
+    after = account(client, settings, import_id)
+    assert (after["lines"], after["kept"], after["quarantined"]) == (4, 3, 1)

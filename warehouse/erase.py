@@ -18,7 +18,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from warehouse.conditions import Condition, ConditionError
 from warehouse.connection import connect, refusal
-from warehouse.jobs import Job, JobError, cutoff, do_now, settle
+from warehouse.jobs import Interrupted, Job, JobError, cutoff, do_now, settle, to_the_end
 from warehouse.landing import Unfinished, ingest, waiting_files
 from warehouse.quarantine import quarantined_lines
 from warehouse.rewriting import erase_lines
@@ -59,22 +59,26 @@ def delete_data(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
         raise JobError(str(error)) from error
     files = {} if job.cutoff else _erase_in_landing_folder(client, settings, condition)
     until = cutoff(client, settings, job)
-    _count_events(client, settings, job, f"inserted_at < {until} + 1 and {condition.sql}")
+    events = f"inserted_at < {until} + 1 and {condition.sql}"
     chosen = condition.lines(settings, quarantined_lines(settings, f"insertion_date <= {until}"))
-    client.command(
-        f"""
-        insert into {settings.database}.import_changes (import_id, job_id, change, line_number, raw_hash, rows)
-        select c__import_id, {{job_id:String}}, 'quarantined erased', line_number, cityHash64(raw), count()
-        from {settings.database}.app_events_quarantine
-        where (c__import_id, line_number, raw) in ({chosen})
-        group by c__import_id, line_number, raw
-        """,
-        parameters={"job_id": job.job_id},
-        settings=ONCE,
-    )
-    _delete(client, settings, "app_events", f"inserted_at < {until} + 1 and {condition.sql}")
-    delete_quarantined(client, settings, job, "quarantined erased")
-    purge_rollups(client, settings)
+    # A condition that fails for some row fails here, while nothing is written down yet.
+    rows_to_be_deleted(client, settings, condition)
+    _count_events(client, settings, job, events)
+    with to_the_end():
+        client.command(
+            f"""
+            insert into {settings.database}.import_changes (import_id, job_id, change, line_number, raw_hash, rows)
+            select c__import_id, {{job_id:String}}, 'quarantined erased', line_number, cityHash64(raw), count()
+            from {settings.database}.app_events_quarantine
+            where (c__import_id, line_number, raw) in ({chosen})
+            group by c__import_id, line_number, raw
+            """,
+            parameters={"job_id": job.job_id},
+            settings=ONCE,
+        )
+        _delete(client, settings, "app_events", events)
+        delete_quarantined(client, settings, job, "quarantined erased")
+        purge_rollups(client, settings)
     return _erased(client, settings, job) | files
 
 
@@ -115,11 +119,12 @@ def truncate(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
         parameters={"job_id": job.job_id},
         settings=ONCE,
     )
-    _delete(client, settings, "app_events_quarantine", f"insertion_date <= {until}")
-    if datasource == "app_events":
-        _count_events(client, settings, job, f"inserted_at < {until} + 1")
-        _delete(client, settings, "app_events", f"inserted_at < {until} + 1")
-        purge_rollups(client, settings)
+    with to_the_end():
+        _delete(client, settings, "app_events_quarantine", f"insertion_date <= {until}")
+        if datasource == "app_events":
+            _count_events(client, settings, job, f"inserted_at < {until} + 1")
+            _delete(client, settings, "app_events", f"inserted_at < {until} + 1")
+            purge_rollups(client, settings)
     return _erased(client, settings, job)
 
 
@@ -212,7 +217,7 @@ def main() -> None:
         if job.error:
             sys.exit(job.error)
         print(json.dumps(job.statistics))
-    except (ConditionError, SettingsError) as error:
+    except (ConditionError, SettingsError, Interrupted) as error:
         sys.exit(str(error))
     except ClickHouseError as error:
         sys.exit(f"ClickHouse did not do it (CLICKHOUSE_HOST, CLICKHOUSE_PORT): {refusal(error)}.")

@@ -13,6 +13,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +31,10 @@ POLL_SECONDS = 0.05
 
 class JobError(Exception):
     """A job that cannot be done; the message says why in one sentence."""
+
+
+class Interrupted(Exception):
+    """A job past the point of no return that ClickHouse did not finish; it stays ``working`` and is done again."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,20 @@ def _job(row: dict[str, Any]) -> Job:
     return Job(**row)
 
 
+@contextmanager
+def to_the_end() -> Iterator[None]:
+    """What has to be finished because the account tells of it already."""
+    try:
+        yield
+    except ClickHouseError as error:
+        raise Interrupted(f"ClickHouse did not finish it; it is done again: {refusal(error)}.") from error
+
+
 def do_jobs(client: Client, settings: Settings) -> Iterator[Job]:
     """Do every job that waits or was interrupted, one after the other, and yield each as it ended.
 
     Raises:
-        clickhouse_connect.driver.exceptions.ClickHouseError: ClickHouse is away; run it again.
+        clickhouse_connect.driver.exceptions.ClickHouseError, Interrupted: ClickHouse is away; run it again.
     """
     with folder_lock(settings, exclusive=True):
         for job in unfinished_jobs(client, settings):
@@ -91,7 +105,7 @@ def do_now(client: Client, settings: Settings, kind: str, arguments: dict[str, A
     """Do one job at once, after those that were interrupted, and return it as it ended.
 
     Raises:
-        clickhouse_connect.driver.exceptions.ClickHouseError: ClickHouse is away; Dagster goes on with it later.
+        clickhouse_connect.driver.exceptions.ClickHouseError, Interrupted: Dagster goes on with it later.
     """
     with folder_lock(settings, exclusive=True):
         for job in unfinished_jobs(client, settings):
@@ -107,12 +121,20 @@ def _do(client: Client, settings: Settings, job: Job) -> Job:
     job = _write(client, settings, replace(job, status="working", started_at=job.started_at or _now(client)))
     try:
         statistics = kinds[job.kind](client, settings, job)
-    except (JobError, OSError) as error:
+    except JobError as error:
         done = replace(job, status="error", error=str(error))
+    except OSError as error:
+        done = replace(job, status="error", error=f"The landing folder cannot be read or written: {error.strerror}.")
     except ClickHouseError as error:
         if getattr(error, "code", None) is None:
             raise  # it is away: the job goes on when it is back
         done = replace(job, status="error", error=f"ClickHouse refused: {refusal(error)}.")
+    except Interrupted:
+        raise
+    except Exception:
+        # Left as it is, it would be tried again and again, and the jobs behind it never.
+        _write(client, settings, replace(job, status="error", error="It failed; the log of the run says why."))
+        raise
     else:
         done = replace(job, status="done", rows_affected=statistics["rows_affected"], statistics=statistics)
     return _write(client, settings, done)

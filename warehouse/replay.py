@@ -19,7 +19,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from warehouse.conditions import COLUMNS, QUARANTINE_COLUMNS, Condition, ConditionError
 from warehouse.connection import connect, refusal
 from warehouse.erase import ONCE, delete_quarantined
-from warehouse.jobs import Job, JobError, cutoff, do_now
+from warehouse.jobs import Interrupted, Job, JobError, cutoff, do_now, to_the_end
 from warehouse.quarantine import quarantined_lines
 from warehouse.schema import checked, kept
 from warehouse.settings import PROJECT_DIR, Settings, SettingsError
@@ -79,7 +79,8 @@ def replay(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
         parameters={"job_id": job.job_id},
         settings=ONCE,
     )
-    delete_quarantined(client, settings, job, "replayed")
+    with to_the_end():
+        delete_quarantined(client, settings, job, "replayed")
     replayed = _replayed(client, settings, job)
     return {
         "rows_affected": replayed,
@@ -121,7 +122,7 @@ def main() -> None:
         if job.error:
             sys.exit(job.error)
         print(json.dumps(job.statistics))
-    except (ConditionError, SettingsError) as error:
+    except (ConditionError, SettingsError, Interrupted) as error:
         sys.exit(str(error))
     except ClickHouseError as error:
         sys.exit(f"ClickHouse did not do it (CLICKHOUSE_HOST, CLICKHOUSE_PORT): {refusal(error)}.")

@@ -39,6 +39,7 @@ class Settings:
         sql_password: its password and that of ``answers_user``; empty when the project makes them.
         embedded: True when no ``CLICKHOUSE_HOST`` is set and the project runs its own server.
         landing_url: a local path or any fsspec URL.
+        quarantine_share_max: the share of quarantined lines above which the asset check is red.
         kafka_brokers: ``host:port``, several with commas; empty when Kafka is no source.
         kafka_security_protocol, kafka_sasl_mechanism: as librdkafka names them; empty for its defaults.
         query_limits: those of ``QUERY_LIMITS`` that there are.
@@ -62,6 +63,7 @@ class Settings:
     dagster_port: int
     admin_token: str = field(repr=False)
     query_limits: Mapping[str, int]
+    quarantine_share_max: float = 0.05
     kafka_brokers: str = ""
     kafka_topic: str = "app_events"
     kafka_group: str = "mobile_analytics"
@@ -98,6 +100,7 @@ class Settings:
             api_port=_port(environ, "API_PORT", 8000),
             dagster_port=_port(environ, "DAGSTER_PORT", 3000),
             admin_token=environ.get("ADMIN_TOKEN", ""),
+            quarantine_share_max=_share(environ, "QUARANTINE_SHARE_MAX", 0.05),
             kafka_brokers=_brokers(environ, "KAFKA_BROKERS"),
             kafka_topic=_kafka_name(environ, "KAFKA_TOPIC", "app_events"),
             kafka_group=_kafka_name(environ, "KAFKA_GROUP", "mobile_analytics"),
@@ -145,6 +148,17 @@ def _boolean(environ: Mapping[str, str], name: str) -> bool:
     if text in ("", "0", "false", "no", "off"):
         return False
     raise SettingsError(f"{name} is {text!r}; it takes true or false.")
+
+
+def _share(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name) or str(default)
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise SettingsError(f"{name} is {text!r}; it takes a number from 0 to 1, such as {default}.")
+    return share
 
 
 def _identifier(environ: Mapping[str, str], name: str, default: str) -> str:
