@@ -223,6 +223,26 @@ def test_a_clickhouse_killed_while_it_consumes_loses_nothing_and_counts_once(own
     assert topic.account(client)[0] == sum(topic.stored(client)) == events
 
 
+def test_messages_that_are_delivered_again_count_once(own: EmbeddedServer, topic: Topic) -> None:
+    """By a group that starts anew, as after commits that were lost: copies may be kept, nothing counts twice."""
+    client = connect(own.settings)
+    topic.send(*(event() for _ in range(100)), "no json")
+    until(lambda: topic.committed() == 101)
+    topic.settings = replace(topic.settings, kafka_group=f"another-{topic.name}")
+    topic.send(*(event() for _ in range(50)))
+    apply_kafka(client, topic.settings)
+    until(lambda: topic.committed() == 151)
+    assert topic.distinct(client) == 150
+    rows, quarantined = topic.stored(client)
+    assert topic.account(client) == (rows + quarantined, rows, quarantined)
+    addresses = client.query(
+        "select uniqExact(import_id, line_number) from {database:Identifier}.app_events "
+        "where startsWith(import_id, {prefix:String})",
+        parameters={"database": own.settings.database, "prefix": f"kafka-{topic.name}-"},
+    ).result_rows
+    assert addresses == [(150,)], "a message keeps its import and line number"
+
+
 def test_without_brokers_messages_stay_in_kafka(own: EmbeddedServer, topic: Topic) -> None:
     client = connect(own.settings)
     topic.send(event())

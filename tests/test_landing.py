@@ -23,10 +23,13 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from clickhouse_connect.driver.client import Client
+from conftest import EmbeddedServer, environment
 
 from warehouse import landing
+from warehouse.connection import connect
 from warehouse.framing import frames
 from warehouse.landing import LandingFolder, Outcome, content_id, import_result, ingest, land, spool, waiting_files
+from warehouse.schema import apply_schema
 from warehouse.settings import PROJECT_DIR, Settings
 
 
@@ -281,6 +284,71 @@ def test_unfinished_files_wait(client: Client, folder: Settings) -> None:
     assert [file.path for file in waiting_files(client, folder)] == ["young.ndjson"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells who writes to a file")
+def test_a_file_that_a_program_has_open_for_writing_waits(client: Client, folder: Settings) -> None:
+    """However long the program pauses: a file that is being copied or downloaded is not cut."""
+    first, second = (ndjson([event(n)]) for n in range(2))
+    path = Path(folder.landing_url, "slow.ndjson")
+    with path.open("wb") as writer:
+        writer.write(first[:-10])
+        writer.flush()
+        os.utime(path, (1e9, 1e9))
+        with path.open("rb"):  # a reader is no writer
+            assert run(client, folder) == {}
+        writer.write(first[-10:] + second)
+    os.utime(path, (1e9, 1e9))
+    assert run(client, folder) == {"slow.ndjson": Outcome("slow.ndjson", "done", 2, 0)}
+
+
+def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_run(
+    client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [ndjson([event(n)]) for n in range(3)]
+    put(folder, "a.ndjson", lines[0])
+    prove = landing._prove_readable
+
+    def appended(*arguments: object) -> str:
+        proven = prove(*arguments)
+        put(folder, "a.ndjson", b"".join(lines))
+        return proven
+
+    monkeypatch.setattr(landing, "_prove_readable", appended)
+    assert run(client, folder) == {"a.ndjson": Outcome("a.ndjson", "left", error="It is still being written.")}
+    monkeypatch.undo()
+    assert run(client, folder) == {"a.ndjson": Outcome("a.ndjson", "done", 3, 0)}
+    assert len(kept(client, folder, content_id([b"".join(lines)]))) == 3
+
+
+def test_the_same_bytes_in_another_format_are_another_import(client: Client, folder: Settings) -> None:
+    """An array is one line of NDJSON, which is no event, and two events of a document."""
+    content = json.dumps([event(1), event(2)]).encode()
+    put(folder, "a.ndjson", content)
+    assert run(client, folder) == {"a.ndjson": Outcome("a.ndjson", "done", 1, 1)}
+    Path(folder.landing_url, "a.ndjson").rename(Path(folder.landing_url, "a.json"))
+    assert run(client, folder) == {"a.json": Outcome("a.json", "done", 2, 0)}
+
+
+def test_a_backfill_of_a_day_that_still_receives_events(client: Client, folder: Settings) -> None:
+    """A file of old and new events of a day, while the new ones come over HTTP: each is there, none counts twice."""
+    events = [event(n, event_time="2024-02-29 12:00:00") for n in range(2000)]
+    put(folder, "backfill.ndjson", ndjson(events[:1500]))
+
+    def send(number: int) -> None:
+        batch = ndjson(events[1000 + number : 1010 + number])
+        land(client, folder, content_id([batch]), "http", frames([batch]))
+
+    with ThreadPoolExecutor(4) as pool:
+        file = pool.submit(run, client, folder)
+        list(pool.map(send, range(0, 1000, 10)))
+    assert file.result() == {"backfill.ndjson": Outcome("backfill.ndjson", "done", 1500, 0)}
+    counted = client.query(
+        "select uniqExact(event_id, event_time), count() from {database:Identifier}.app_events "
+        "where event_time = '2024-02-29 12:00:00' and event_id in {ids:Array(String)}",
+        parameters={"database": folder.database, "ids": [e["event_id"] for e in events]},
+    ).result_rows
+    assert counted == [(2000, 2500)]
+
+
 def test_a_file_that_may_not_be_read_is_tried_again(
     client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,3 +446,29 @@ def test_an_ingestion_killed_anywhere_is_repeated_safely(client: Client, folder:
     assert [(row[0], row[5]) for row in rows] == [(e["event_id"], n) for n, e in enumerate(events, 1)]
     assert waiting_files(client, folder) == []
     shutil.rmtree(folder.landing_url)
+
+
+def test_a_clickhouse_killed_in_the_middle_of_a_file(tmp_path: Path) -> None:
+    """kill -9 while chunks are inserted: the run fails, the file stays waiting, and the next run completes it."""
+    own = EmbeddedServer(environment(tmp_path))
+    own.start()
+    try:
+        apply_schema(own.settings)
+        Path(own.settings.landing_url).mkdir()
+        events = [event(n, user_id="x" * 400) for n in range(180_000)]
+        import_id = put(own.settings, "big.ndjson", ndjson(events))
+        process = subprocess.Popen([sys.executable, "-c", INGEST], env=own.environ, cwd=PROJECT_DIR)
+        client = connect(own.settings)
+        while not import_result(client, own.settings, import_id).lines and process.poll() is None:
+            time.sleep(0.02)
+        own.stop(signal.SIGKILL)
+        assert process.wait(60) != 0, "the kill came too late to prove anything"
+        own.start()
+        client = connect(own.settings)
+        assert import_result(client, own.settings, import_id).kept < len(events)
+        assert run(client, own.settings)["big.ndjson"].state == "done"
+        rows = kept(client, own.settings, import_id)
+        assert [(row[0], row[5]) for row in rows] == [(e["event_id"], n) for n, e in enumerate(events, 1)]
+        assert import_result(client, own.settings, import_id)[:3] == (len(events), len(events), 0)
+    finally:
+        own.stop()
