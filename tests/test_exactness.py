@@ -201,16 +201,30 @@ class History:
 )
 @given(
     steps=st.lists(steps, min_size=2, max_size=12),
+    built_at_last=st.booleans(),
     asked=st.lists(questions, min_size=QUESTIONS, max_size=QUESTIONS),
 )
 def test_answers_equal_the_tutorial_after_any_history(
-    warehouse: Warehouse, steps: list[tuple], asked: list[Question]
+    warehouse: Warehouse, steps: list[tuple], built_at_last: bool, asked: list[Question]
 ) -> None:
     warehouse.empty()
     history = History(warehouse)
     for step in steps:
         history.take(step)
+    if built_at_last:
+        warehouse.build()
     warehouse.assert_exact(*everything(), *asked)
+
+
+def test_a_bound_beside_the_end_of_a_period_cuts_it(warehouse: Warehouse) -> None:
+    """Everything is fresh; each bound is the last second of an hour, a day or a month, or one beside it."""
+    warehouse.land({"event_id": f"e{n}", "event_type": "tap", "event_time": time} for n, time in enumerate(TIMES))
+    warehouse.build()
+    for time in TIMES[2:10]:
+        for second in (-1, 0, 1):
+            cut = time + timedelta(seconds=second)
+            for endpoint in ("events_by_type", "user_sessions"):
+                warehouse.assert_exact(Question(endpoint, {"start_date": cut}), Question(endpoint, {"end_date": cut}))
 
 
 def test_of_copies_that_differ_the_first_counts_before_and_after_a_build(warehouse: Warehouse) -> None:
