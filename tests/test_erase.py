@@ -305,7 +305,8 @@ def test_values_leave_the_rollups_and_every_endpoint_is_right_at_once(
     user, other = f"u{uuid.uuid4().hex}", f"o{uuid.uuid4().hex}"
     hour = {"event_time": "2019-03-04 05:06:07", "country": "ZZ"}
     events = [event(name, properties=json.dumps({"secret": name}), session_id=name, **hour) for name in (user, other)]
-    land(client, settings, user, "http", frames(["\n".join(map(json.dumps, events)).encode()]))
+    fresh = event("someone", properties=json.dumps({"secret": f"f{user}"}), event_time="2019-06-07 08:09:10")
+    land(client, settings, user, "http", frames(["\n".join(map(json.dumps, [*events, fresh])).encode()]))
     dbt("build", "--select", "+endpoints", "--exclude-resource-type", "test", "unit_test")
 
     def values(table: str) -> list[str]:
@@ -325,13 +326,22 @@ def test_values_leave_the_rollups_and_every_endpoint_is_right_at_once(
         ).result_rows
         return sorted(pairs), sessions
 
-    tables = ("event_properties_hourly", "event_properties_daily")
+    tables = [
+        table
+        for (table,) in client.query(
+            "select table from system.columns where database = {database:String} and name = 'pairs' and table in "
+            "(select name from system.tables where database = {database:String} and engine like '%MergeTree')",
+            parameters={"database": settings.database},
+        ).result_rows
+    ]
+    assert tables
     assert all(user in values(table) for table in tables)
     assert answers() == (sorted([(user,), (other,)]), [(2,)])
     assert do_now(client, settings, "delete_data", {"delete_condition": f"user_id = '{user}'"}).status == "done"
     assert answers() == ([(other,)], [(1,)])
     for table in tables:
         assert user not in values(table), "physically, in every version of the row"
+        assert f"f{user}" in values(table), "what is fresh stays"
 
 
 def test_truncating_leaves_nothing_but_the_account(tmp_path: Path) -> None:

@@ -169,21 +169,33 @@ def purge_rollups(client: Client, settings: Settings) -> None:
     Raises:
         JobError: a build does not end.
     """
-    events = f"{settings.database}.app_events"
-    # Hours twice: a build of days that was reading them could bring back what they held.
+    # Every hour, day and month with what it holds: rollups have rows of each.
+    content = f"""
+        select period.2, sum(rows), sum(fingerprint)
+        from
+        (
+            select toStartOfHour(event_time) as hour, count() as rows, sum(content_hash) as fingerprint
+            from {settings.database}.app_events
+            group by hour
+        )
+        array join [
+            ('hour', hour), ('day', toStartOfDay(hour)), ('month', toDateTime(toStartOfMonth(hour), 'UTC'))
+        ] as period
+        group by period
+    """
+    # Twice: a build of longer periods that was reading shorter ones could bring back what they held.
     for _ in range(2):
         settle(client, settings)
         rollups = client.query(
-            "select table, anyIf(name, name in ('hour', 'day')) as period from system.columns "
+            "select table, anyIf(name, name in ('starts', 'hour', 'day')) as period from system.columns "
             "where database = {database:String} and table in "
             "(select name from system.tables where database = {database:String} and engine like '%MergeTree') "
             "group by table having period != '' and countIf(name = 'input_fingerprint') > 0",
             parameters={"database": settings.database},
         ).result_rows
         for table, period in rollups:
-            start = "toStartOfHour(event_time)" if period == "hour" else "toDate(toStartOfHour(event_time))"
-            content = f"select {start}, count(), sum(content_hash) from {events} group by {start}"
-            _delete(client, settings, table, f"({period}, input_rows, input_fingerprint) not in ({content})")
+            built = f"(toDateTime({period}, 'UTC'), input_rows, input_fingerprint)"
+            _delete(client, settings, table, f"{built} not in ({content})")
 
 
 def _erased(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
