@@ -16,7 +16,7 @@ from serve.auth import authorize, identify
 from serve.database import Database, UnavailableError
 from serve.errors import ApiError
 from serve.remote import fetch
-from serve.routes import DATA_SOURCE, RETRY_AFTER, json_answer, unavailable
+from serve.routes import DATA_SOURCE, RETRY_AFTER, given_parameters, json_answer, unavailable
 from warehouse.conditions import Condition, ConditionError
 from warehouse.landing import Unreadable
 from warehouse.settings import Settings
@@ -181,9 +181,8 @@ def delete_rows(name: str) -> Response:
     """Erase the rows that a condition names, by a job; with ``dry_run`` count them."""
     authorize(ADMIN)
     _require(name)
-    body = request.get_json(silent=True)
-    given = {**request.args, **request.form, **(body if isinstance(body, dict) else {})}
-    condition = str(given.get("delete_condition", ""))
+    given = given_parameters()
+    condition = _one(given, "delete_condition")
     if not condition:
         raise ApiError(
             400, "parameter_required", "Name the rows: delete_condition=user_id = 'u1'.", parameter="delete_condition"
@@ -195,7 +194,7 @@ def delete_rows(name: str) -> Response:
         raise ApiError(400, "parameter_invalid", str(error), parameter="delete_condition") from None
     except UnavailableError:
         raise unavailable() from None
-    dry_run = str(given.get("dry_run") or "false").lower()
+    dry_run = (_one(given, "dry_run") or "false").lower()
     # Nothing is erased for somebody who meant to count.
     if dry_run not in ("true", "1", "false", "0"):
         raise ApiError(400, "parameter_invalid", "dry_run is true or false.", parameter="dry_run")
@@ -205,6 +204,13 @@ def delete_rows(name: str) -> Response:
         with asked.answer(count, {}, g.request_id).content as content:
             return json_answer({"rows_to_be_deleted": json.load(content)["n"]})
     return _requested("delete_data", {"delete_condition": condition})
+
+
+def _one(given: dict[str, list[Any]], name: str) -> str:
+    texts = {str(value) for value in given.get(name, []) if value not in ("", None)}
+    if len(texts) > 1:
+        raise ApiError(400, "parameter_ambiguous", f"{name} was given {len(texts)} different values.", parameter=name)
+    return texts.pop() if texts else ""
 
 
 def _requested(kind: str, arguments: dict[str, Any]) -> Response:

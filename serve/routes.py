@@ -135,7 +135,7 @@ def call_endpoint(name: str, extension: str) -> Response:
     fixed = authorize(f"PIPES:READ:{name}")
     if extension not in FORMATS:
         raise ApiError(404, "format_unknown", f"There is no such format; there are {', '.join(FORMATS)}.")
-    given = _given()
+    given = given_parameters()
     try:
         endpoint, values = _bind(name, given, fixed, max_age=1.0)
         try:
@@ -158,7 +158,7 @@ def _query(endpoint: Endpoint, given: dict[str, list[Any]]) -> str:
     return str(texts[0]).strip() if texts else ""
 
 
-def _given() -> dict[str, list[Any]]:
+def given_parameters() -> dict[str, list[Any]]:
     """The request's parameters from its query string and its body: name → the texts, or values of a JSON body."""
     given: dict[str, list[Any]] = {key: list(texts) for key, texts in request.args.lists()}
     if request.method != "POST" or not (request.content_length or "Transfer-Encoding" in request.headers):

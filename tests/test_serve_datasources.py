@@ -327,6 +327,21 @@ def test_rows_are_removed_by_a_job(web: FlaskClient, bearer: dict[str, str], cli
     ).result_rows[0]
     assert json.loads(arguments) == {"delete_condition": condition}
 
+    # Whatever may have been meant as a dry run is none that erases.
+    for unclear in (
+        {"json": {"delete_condition": condition, "dry_run": "yes"}},
+        {"data": {"delete_condition": condition, "dry_run": ["true", "false"]}},
+        {
+            "query_string": {"delete_condition": condition},
+            "data": b'{"dry_run": tr',
+            "content_type": "application/json",
+        },
+        {"query_string": {"delete_condition": condition}, "data": b'{"dry_run": true}', "content_type": "text/plain"},
+    ):
+        assert web.post(address, headers=bearer, **unclear).status_code in (400, 415)
+    counted = web.post(address, json={"delete_condition": condition, "dry_run": True}, headers=bearer)
+    assert counted.json == {"rows_to_be_deleted": 3}
+
     emptied = kept(web.post("/v0/datasources/app_events/truncate", headers=bearer))
     assert web.get(f"/v0/jobs/{emptied['job_id']}", headers=bearer).json["kind"] == "truncate"  # type: ignore[index]
     for wrong in ("", "nowhere = 1", "1) or (1", "event_id in (select 1)", "file('/etc/passwd') = ''", "event_id"):
