@@ -79,7 +79,7 @@ class Sql:
             ApiError, UnavailableError: as ``answer``.
         """
         tree = self._parsed(self._reader, query)
-        if "format_ast" in tree:
+        if tree.get("format_ast", {}).get("name", output_format) != output_format:
             raise ApiError(400, "sql_refused", "The address names the format; leave FORMAT out.", parameter="q")
         if rows.size > MAX_ASKED_BYTES:
             raise ApiError(

@@ -303,6 +303,7 @@ def test_sql_over_an_answer_keeps_the_formats_and_parameters_of_the_endpoint(
         return web.get("/v0/pipes/letters.json", query_string={"q": query, **parameters}, headers=reader)
 
     refused(answered("select 1 from _ format CSV"), 400, "sql_refused")
+    assert data(answered("select count() as n from _ format JSON")) == [{"n": 10}]  # some clients add it
     refused(answered("select 1 from _", least="x"), 400, "parameter_invalid")
     refused(answered("select nowhere from _"), 400, "sql_invalid")
     too_large = web.get(
