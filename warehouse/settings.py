@@ -82,6 +82,13 @@ class Settings:
         host = environ.get("CLICKHOUSE_HOST", "")
         database = _identifier(environ, "CLICKHOUSE_DATABASE", "analytics")
         data_dir = Path(environ.get("DATA_DIR") or PROJECT_DIR / "data").expanduser().resolve()
+        if not host and (
+            environ.get("CLICKHOUSE_PASSWORD") or environ.get("CLICKHOUSE_USER", "default") not in ("", "default")
+        ):
+            raise SettingsError(
+                "CLICKHOUSE_USER and CLICKHOUSE_PASSWORD are for a server of yours, which CLICKHOUSE_HOST names; "
+                "the embedded one has the user default without a password and listens on 127.0.0.1 only."
+            )
         return cls(
             clickhouse_host=host or "127.0.0.1",
             clickhouse_port=_port(environ, "CLICKHOUSE_PORT", 8123),
