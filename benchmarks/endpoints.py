@@ -147,7 +147,7 @@ def _p50(client: Client, query: str, runs: int) -> float:
 def _storage_ratio(client: Client, settings: Settings) -> float:
     return float(
         client.query(
-            "select sumIf(bytes_on_disk, match(table, '_hourly$|_daily$|^daily_')) / "
+            "select sumIf(bytes_on_disk, endsWith(table, '_periods')) / "
             "sumIf(bytes_on_disk, table = 'app_events') from system.parts "
             "where active and database = {database:String}",
             parameters={"database": settings.database},

@@ -1,88 +1,146 @@
-{% macro periods(hourly, daily) %}
 {#-
-    The split of [start_date, end_date] that makes an answer exact and fast, for the `with` of an endpoint:
-
-        from_time, to_time    the bounds, both included
-        fresh_periods         (is_day, period): whole days whose row in `daily` is fresh, and of the other days the whole
-                              hours whose row in `hourly` is; `period` is where they start
-        raw_hours             the hours to read from app_events
-
-    Fresh: built from the content that app_events has at this moment. A scalar subquery, so that it runs once and its
-    arrays are constants for the reads that use them. ClickHouse resolves it anew at each use, twice, and each function
-    in it costs 25 to 50 us of that: few uses and few functions.
+    A period (1: an hour, 2: a day, 3: a month; UTC) is stale if and only if the content of its input differs from what
+    its row was built from: the number of input rows and the sum of their content hashes. No clock and no look-back
+    window takes part, so late events, deletes, crashes and repeated runs need no special case. See docs/exactness.md.
 -#}
-    coalesce({start_date:Nullable(DateTime('UTC'))}, toDateTime(0, 'UTC')) as from_time,
-    coalesce({end_date:Nullable(DateTime('UTC'))}, toDateTime(4294967295, 'UTC')) as to_time,
-    (
-        select (groupArrayArray(fresh), groupArrayArray(raw))
-        from
-        (
-            select
-                toDate(hour) as day,
-                (day, sum(input_rows), sum(input_fingerprint)) in
-                (
-                    select
-                        day,
-                        input_rows,
-                        input_fingerprint
-                    from {{ daily }} final
-                    where toInt64(toDateTime(day, 'UTC')) between toInt64(from_time) and toInt64(to_time) - 86399
-                ) as day_is_fresh,
-                if(
-                    day_is_fresh,
-                    [(true, toDateTime(day, 'UTC'))],
-                    groupArrayIf((false, hour), hour_is_fresh)
-                ) as fresh,
-                if(day_is_fresh, [], groupArrayIf(hour, not hour_is_fresh)) as raw
-            from
-            (
-                select
-                    hour,
-                    input_rows,
-                    input_fingerprint,
-                    (hour, input_rows, input_fingerprint) in
-                    (
-                        select
-                            hour,
-                            input_rows,
-                            input_fingerprint
-                        from {{ hourly }} final
-                        where toInt64(hour) between toInt64(from_time) and toInt64(to_time) - 3599
-                    ) as hour_is_fresh
-                from ({{ content_by_hour("toStartOfHour(event_time) between toStartOfHour(from_time) and to_time") }})
-            )
-            group by day
-        )
-    ) as periods,
-    periods.1 as fresh_periods,
-    periods.2 as raw_hours
+
+{% macro content_by_hour(where='true') %}
+    {#- Must be grouped and filtered by toStartOfHour(event_time): then the projection content_by_hour answers it. -#}
+    select
+        toStartOfHour(event_time) as hour,
+        count() as input_rows,
+        sum(content_hash) as input_fingerprint
+    from {{ source('landing', 'app_events') }}
+    where {{ where }}
+    group by hour
 {% endmacro %}
 
-{% macro rollup_rows(daily, hourly, result) %}
-{#- What the finished days and hours hold of the split; to be used beside periods() of the same two tables. -#}
-(
-    select {{ result }}
+{% macro start_of_month(time) -%}
+toDateTime(toStartOfMonth({{ time }}), 'UTC')
+{%- endmacro %}
+
+{% macro periods_around(time, grains) -%}
+{#- The periods that hold a time, finest first, as [(grain, starts), …]. -#}
+[(1, toStartOfHour({{ time }})), (2, toStartOfDay({{ time }})){% if grains == 3 %}, (3, {{ start_of_month(time) }}){% endif %}]
+{%- endmacro %}
+
+{% macro periods_compared(built, grains) %}
+    {#- One row per period: what app_events holds of it now, and what its row in the relation `built` was built from. -#}
+    select
+        grain,
+        starts,
+        sum(rows_now) as rows_now,
+        sum(fingerprint_now) as fingerprint_now,
+        sum(rows_built) as rows_built,
+        sum(fingerprint_built) as fingerprint_built
     from
     (
         select
-            true as is_day,
-            toDateTime(day, 'UTC') as period,
-            {{ result }}
-        from {{ daily }} final
-
+            period.1 as grain,
+            period.2 as starts,
+            input_rows as rows_now,
+            input_fingerprint as fingerprint_now,
+            0 as rows_built,
+            0 as fingerprint_built
+        from ({{ content_by_hour() }})
+        array join {{ periods_around('hour', grains) }} as period
+        {% if built %}
         union all
 
         select
-            false as is_day,
-            hour as period,
-            {{ result }}
-        from {{ hourly }} final
+            grain,
+            starts,
+            0 as rows_now,
+            0 as fingerprint_now,
+            input_rows as rows_built,
+            input_fingerprint as fingerprint_built
+        from {{ built }} final
+        {% endif %}
     )
-    where (is_day, period) in fresh_periods
-)
+    group by grain, starts
 {% endmacro %}
 
-{% macro raw_events() %}
-{#- The distinct events between from_time and to_time in the hours that no rollup answers; to be used beside periods(). -#}
-{{ distinct_events('toStartOfHour(event_time) in raw_hours and event_time between from_time and to_time') }}
+{% macro stale_periods(built, grains) %}
+    {{ periods_compared(built, grains) }}
+    having (rows_now, fingerprint_now) != (rows_built, fingerprint_built)
+{% endmacro %}
+
+{% macro staleness(built, grains) %}
+{#-
+    For the `with` of parts. A scalar subquery, so that it runs once and its arrays are constants for the reads that use
+    them: the stale periods with those around them, as [(grain, starts), …], and the stale hours.
+-#}
+    (
+        select
+            (
+                groupUniqArrayArray(arraySlice({{ periods_around('starts', grains) }}, grain)),
+                groupUniqArrayIf(starts, grain = 1)
+            )
+        from ({{ stale_periods(built, grains) }})
+    ) as stale
+{% endmacro %}
+
+{% macro period_parts(built, grains, result, columns) %}
+    {#- The fresh periods of a rollup as parts: the members of its array `result`, by the names in `columns`. -#}
+    select
+        grain,
+        starts,
+        ends,
+        within_starts,
+        within_ends,
+        grain = {{ grains }} or (grain + 1, within_starts) in stale.1 as within_is_stale,
+        {%- for column in columns %}
+        part.{{ column }} as {{ column }}{{ ',' if not loop.last }}
+        {%- endfor %}
+    from {{ built }} final
+    array join {{ result }} as part
+    where (grain, starts) not in stale.1
+    settings optimize_move_to_prewhere_if_final = 1
+{% endmacro %}
+
+{% macro event_parts(built) %}
+        {#- The columns that make an event a part. -#}
+        0 as grain,
+        event_time as starts,
+        toInt64(event_time) as ends,
+        toStartOfHour(event_time) as within_starts,
+        toInt64(within_starts) + 3599 as within_ends,
+        {{ 'within_starts in stale.2' if built else 'true' }} as within_is_stale
+{%- endmacro %}
+
+{% macro period_bounds() %}
+    {#- The columns of a rollup's row that tell where its period lies, from grain and starts. Seconds since 1970 do not overflow in 2106. -#}
+    grain,
+    starts,
+    multiIf(grain = 1, toInt64(starts) + 3599, grain = 2, toInt64(starts) + 86399, {{ last_second_of_month('starts') }}) as ends,
+    if(grain = 1, toStartOfDay(starts), {{ start_of_month('starts') }}) as within_starts,
+    if(grain = 1, toInt64(within_starts) + 86399, {{ last_second_of_month('starts') }}) as within_ends
+{%- endmacro %}
+
+{% macro last_second_of_month(time) -%}
+86400 * toInt64(toLastDayOfMonth({{ time }})) + 86399
+{%- endmacro %}
+
+{% macro asked_for() -%}
+{#-
+    The split of [start_date, end_date]: the parts that lie in it, each unless the period around it answers for it, which
+    is fresh and lies in the range as well.
+-#}
+starts >= (coalesce({start_date:Nullable(DateTime('UTC'))}, toDateTime(0, 'UTC')) as from_time)
+    and starts <= (coalesce({end_date:Nullable(DateTime('UTC'))}, toDateTime(4294967295, 'UTC')) as to_time)
+    and ends <= toInt64(to_time)
+    and (within_is_stale or within_starts < from_time or within_ends > toInt64(to_time))
+{%- endmacro %}
+
+{% macro reader(rollup) -%}
+{#-
+    A rollup as the endpoints read it: a table that has no rows of its own and shows those of the rollup, none while the
+    rollup is dropped. All its periods are stale then.
+-#}
+{{ rollup.incorporate(path={'identifier': rollup.identifier ~ '_reader'}) }}
+{%- endmacro %}
+
+{% macro create_reader() %}
+create or replace table {{ reader(this) }} as {{ this }}
+engine = Merge('{{ this.schema }}', '^{{ this.identifier }}$')
 {% endmacro %}

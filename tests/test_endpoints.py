@@ -182,7 +182,7 @@ def test_what_no_query_of_the_api_can_do(settings: Settings, client: Client) -> 
     for statement in (
         f"select * from {settings.database}.app_events",
         f"select * from {settings.database}.app_events_quarantine",
-        f"select * from {settings.database}.events_by_type_hourly",
+        f"select * from {settings.database}.events_by_type_periods",
         f"insert into {settings.database}.app_events (event_id) values ('x')",
         f"drop table {settings.database}.app_events",
         f"create table {settings.api_database}.mine (a String) engine = Memory",

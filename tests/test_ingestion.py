@@ -25,12 +25,9 @@ if TYPE_CHECKING:
 LANDING = {"landing_folder", "app_events", "app_events_quarantine"}
 MODELS = {
     "stg_app_events",
-    "events_by_type_hourly",
-    "events_by_type_daily",
-    "event_properties_hourly",
-    "event_properties_daily",
-    "sessions_hourly",
-    "daily_sessions",
+    "events_by_type_periods",
+    "event_properties_periods",
+    "sessions_periods",
 }
 ENDPOINTS = {"api/events_by_type", "api/event_properties", "api/user_sessions"}
 

@@ -1,16 +1,19 @@
 with
-    {{ periods(ref('events_by_type_hourly'), ref('events_by_type_daily')) }},
-
-    events_counted as ({{ events_by_type_and_version() }}),
-
     events_categorised as
     (
         select
             if(category = '', 'uncategorised', category) as category,
             event_count
-        from events_counted
+        from
+        (
+            select
+                event_type::String as event_type,
+                sum(event_count) as event_count
+            from {{ ref('events_by_type_parts') }}
+            where {{ asked_for() }} and {{ matches('app_version') }}
+            group by event_type
+        ) as events_counted
         left join {{ ref('event_categories') }} as event_categories using (event_type)
-        where {{ matches('app_version') }}
     )
 
 select

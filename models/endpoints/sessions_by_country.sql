@@ -1,28 +1,13 @@
 with
-    {{ periods(ref('sessions_hourly'), ref('daily_sessions')) }},
-
-    days_finished as
+    sessions_counted as
     (
         select
-            day,
-            assumeNotNull(count.country) as country,
-            count.total_sessions as total_sessions,
-            count.total_users as total_users
-        from {{ ref('daily_sessions') }} final
-        array join counts as count
-        where (true, toDateTime(day, 'UTC')) in fresh_periods and count.country is not null and count.device_type is null
-    ),
-
-    sessions_seen as ({{ sessions_by_day() }}),
-
-    days_counted as
-    (
-        select
-            day,
-            country::String as country,
-            uniqExact(session_key) as total_sessions,
-            uniqExact(user_key) as total_users
-        from sessions_seen
+            toDate(starts) as day,
+            assumeNotNull(part.country)::String as country,
+            sum(total_sessions) + uniqExactArray(session_keys) as total_sessions,
+            sum(total_users) + uniqExactArray(user_keys) as total_users
+        from {{ ref('sessions_parts') }} as part
+        where {{ asked_for() }} and (grain < 2 or (part.country is not null and device_type is null))
         group by day, country
     )
 
@@ -33,7 +18,7 @@ select
     region,
     total_sessions,
     total_users
-from (select * from days_finished union all select * from days_counted) as days
+from sessions_counted
 left join {{ ref('countries') }} as countries using (country)
 where {region:Nullable(String)} is null or region = {region:Nullable(String)}
 order by day desc, total_sessions desc, country asc

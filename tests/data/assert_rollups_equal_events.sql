@@ -1,36 +1,40 @@
 {{ config(tags=['reads_every_event']) }}
 
--- What fresh hours say and what app_events holds must be the same number of distinct events; stale hours do not count.
+-- What the rollups answer and what app_events holds must be the same, hour by hour.
 with
     events_now as
     (
         select
             toStartOfHour(event_time) as hour,
-            count() as events
-        from {{ distinct_events('toStartOfHour(event_time) in (select hour from ' ~ ref('events_by_type_hourly') ~ ')') }}
+            count() as events,
+            sum(length({{ property_pairs('properties') }})) as pairs,
+            uniqExact(session_id) as sessions
+        from {{ distinct_events('true') }}
         group by hour
     ),
 
-    content_now as ({{ content_by_hour() }}),
-
-    rollups as
+    rolled_up as
     (
-        select 'events_by_type_hourly' as rollup, hour, input_rows, input_fingerprint, arraySum(counts.event_count) as events
-        from {{ ref('events_by_type_hourly') }} final
-        union all
-        select 'event_properties_hourly', hour, input_rows, input_fingerprint, events
-        from {{ ref('event_properties_hourly') }} final
-        union all
-        select 'sessions_hourly', hour, input_rows, input_fingerprint, events
-        from {{ ref('sessions_hourly') }} final
+        select
+            starts as hour,
+            arraySum(counts.event_count) as events,
+            arraySum(pairs.pair_count) as pairs,
+            length(arrayDistinct(arrayFlatten(sessions.session_keys))) as sessions
+        from (select starts, counts from {{ ref('events_by_type_periods') }} final where grain = 1) as types
+        inner join (select starts, pairs from {{ ref('event_properties_periods') }} final where grain = 1) as properties
+            using (starts)
+        inner join (select starts, sessions from {{ ref('sessions_periods') }} final where grain = 1) as seen using (starts)
+        where starts not in (select hour from {{ ref('stale_hours') }})
     )
 
 select
-    rollup,
     hour,
-    rollups.events as events_in_rollup,
-    events_now.events as events_now
-from rollups
-inner join content_now using (hour, input_rows, input_fingerprint)
-inner join events_now using (hour)
-where rollups.events != events_now.events
+    rolled_up.events as events_in_rollup,
+    events_now.events as events_now,
+    rolled_up.pairs as pairs_in_rollup,
+    events_now.pairs as pairs_now,
+    rolled_up.sessions as sessions_in_rollup,
+    events_now.sessions as sessions_now
+from rolled_up
+left join events_now using (hour)
+where (events_in_rollup, pairs_in_rollup, sessions_in_rollup) != (events_now, pairs_now, sessions_now)

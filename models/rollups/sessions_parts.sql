@@ -1,0 +1,3 @@
+{{ config(materialized='view') }}
+
+{{ sessions_parts(reader(ref('sessions_periods'))) }}

@@ -1,0 +1,77 @@
+-- Rows are large, and a query needs few of them.
+{{ config(settings={'index_granularity': 8}) }}
+
+with
+    stale_periods as ({{ stale_periods(this if is_incremental(), 2) }}),
+
+    parts_added_up as
+    (
+        select
+            grain,
+            within_starts,
+            country,
+            device_type,
+            groupUniqArrayArray(session_keys) as session_keys,
+            groupUniqArrayArray(user_keys) as user_keys
+        from ({{ sessions_parts(this if is_incremental()) }})
+        where within_is_stale and grain < 2
+        group by grain, within_starts, country, device_type
+    ),
+
+    -- An hour keeps the keys by country and device type; a day counts them for every combination of the filters.
+    periods_added_up as
+    (
+        select
+            group.1 as grain,
+            group.2 as starts,
+            group.3 as counted_country,
+            group.4 as counted_device_type,
+            groupUniqArrayArrayIf(session_keys, grain = 1) as hour_session_keys,
+            groupUniqArrayArrayIf(user_keys, grain = 1) as hour_user_keys,
+            uniqExactArrayIf(session_keys, grain = 2) as total_sessions,
+            uniqExactArrayIf(user_keys, grain = 2) as total_users
+        from
+        (
+            select
+                parts_added_up.* except (grain),
+                arrayConcat(
+                    if(grain = 0, [(1, within_starts, country, device_type)], []),
+                    arrayMap(
+                        combination -> (2, toStartOfDay(within_starts), combination.1, combination.2),
+                        [(country, device_type), (country, null), (null, device_type), (null, null)]
+                    )
+                ) as groups
+            from parts_added_up
+        )
+        array join groups as group
+        group by group
+    ),
+
+    periods_rolled_up as
+    (
+        select
+            grain,
+            starts,
+            cast(
+                groupArray(
+                    (
+                        counted_country, counted_device_type,
+                        hour_session_keys, hour_user_keys, total_sessions, total_users
+                    )
+                ),
+                'Array(Tuple('
+                || 'country LowCardinality(Nullable(String)), device_type LowCardinality(Nullable(String)), '
+                || 'session_keys Array(UInt128), user_keys Array(UInt128), total_sessions UInt64, total_users UInt64))'
+            ) as sessions
+        from periods_added_up
+        group by grain, starts
+    )
+
+select
+    {{ period_bounds() }},
+    rows_now as input_rows,
+    fingerprint_now as input_fingerprint,
+    sessions,
+    now64(3, 'UTC') as built_at
+from stale_periods
+left join periods_rolled_up using (grain, starts)
