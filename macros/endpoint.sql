@@ -1,9 +1,11 @@
 {#-
     An endpoint: a parameterised view that the API serves. Its comment carries the words of the model's YAML, so the
-    deployed database is the catalogue; its columns must be those of the YAML. Created and documented in one statement.
+    deployed database is the catalogue; its columns must be those of the YAML, or it never goes live.
 -#}
 {% materialization endpoint, adapter='clickhouse' %}
     {%- set target_relation = this.incorporate(type='view') -%}
+    {#- Where the API does not see it. -#}
+    {%- set draft = target_relation.incorporate(path={'schema': target.schema, 'identifier': this.identifier ~ '__draft'}) -%}
     {%- set documentation = {
         'description': model.description,
         'parameters': model.config.meta.get('parameters', {}),
@@ -11,6 +13,16 @@
     } -%}
 
     {{ run_hooks(pre_hooks) }}
+    {% call statement('draft') -%}
+        create or replace view {{ draft }} as {{ sql }}
+    {%- endcall %}
+    {%- set fault = endpoint_fault(draft) -%}
+    {% call statement('drop_draft') -%}
+        drop view {{ draft }}
+    {%- endcall %}
+    {%- if fault -%}
+        {%- do exceptions.raise_compiler_error("Endpoint " ~ model.name ~ fault) -%}
+    {%- endif %}
     {% call statement('main') -%}
         create or replace view {{ target_relation }}
         definer = current_user sql security definer
@@ -18,7 +30,6 @@
         {{ sql }}
         comment {{ string_literal(tojson(documentation)) }}
     {%- endcall %}
-    {% do assert_endpoint_contract(target_relation) %}
     {{ run_hooks(post_hooks) }}
 
     {{ return({'relations': [target_relation]}) }}
@@ -36,8 +47,8 @@
 '{{ text | replace("\\", "\\\\") | replace("'", "\\'") }}'
 {%- endmacro %}
 
-{% macro assert_endpoint_contract(relation) %}
-{#- Fails the model when a parameter lacks its words, or when the answer's columns are not those of the YAML. -#}
+{% macro endpoint_fault(relation) %}
+{#- What is wrong when a parameter lacks its words, or when the answer's columns are not those of the YAML; else nothing. -#}
     {%- set parameters = run_query(
         "select p.name, p.type from system.tables array join parameterized_view_parameters as p "
         ~ "where database = '" ~ relation.schema ~ "' and name = '" ~ relation.identifier ~ "'"
@@ -46,10 +57,9 @@
     {%- set arguments = [] -%}
     {%- for name, type in parameters.rows -%}
         {%- if not documented.get(name, {}).get('description') -%}
-            {%- do exceptions.raise_compiler_error(
-                "Endpoint " ~ model.name ~ ": parameter " ~ name
-                ~ " has no description; add it under config.meta.parameters in the YAML."
-            ) -%}
+            {{ return(
+                ": parameter " ~ name ~ " has no description; add it under config.meta.parameters in the YAML."
+            ) }}
         {%- endif -%}
         {%- set any_value = "NULL" if type.startswith("Nullable") else "'[]'" if type.startswith("Array")
             else "'1970-01-01'" if "Date" in type else "'0'" -%}
@@ -64,9 +74,5 @@
     {%- for name, column in endpoint_columns().items() -%}
         {%- do declared.update({name: column.type}) -%}
     {%- endfor -%}
-    {%- if found != declared -%}
-        {%- do exceptions.raise_compiler_error(
-            "Endpoint " ~ model.name ~ " answers with the columns " ~ found ~ ", its YAML declares " ~ declared ~ "."
-        ) -%}
-    {%- endif -%}
+    {{ return(" answers with the columns " ~ found ~ ", its YAML declares " ~ declared ~ "." if found != declared else "") }}
 {% endmacro %}

@@ -1,6 +1,11 @@
+{% macro asked(parameter, type='String') -%}
+{#- The value of an optional parameter; null when it is absent. -#}
+{{ '{' ~ parameter ~ ':Nullable(' ~ type ~ ')}' }}
+{%- endmacro %}
+
 {% macro requested(parameter) -%}
 {#- The value that a filter was asked for; null, which is not filtered, when absent or `all`. -#}
-nullIf({{ '{' ~ parameter ~ ':Nullable(String)}' }}, 'all')
+nullIf({{ asked(parameter) }}, 'all')
 {%- endmacro %}
 
 {% macro matches(column) -%}

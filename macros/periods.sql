@@ -126,8 +126,8 @@ toDateTime(toStartOfMonth({{ time }}), 'UTC')
     The split of [start_date, end_date]: the parts that lie in it, each unless the period around it answers for it, which
     is fresh and lies in the range as well.
 -#}
-starts >= (coalesce({start_date:Nullable(DateTime('UTC'))}, toDateTime(0, 'UTC')) as from_time)
-    and starts <= (coalesce({end_date:Nullable(DateTime('UTC'))}, toDateTime(4294967295, 'UTC')) as to_time)
+starts >= (coalesce({{ asked('start_date', "DateTime('UTC')") }}, toDateTime(0, 'UTC')) as from_time)
+    and starts <= (coalesce({{ asked('end_date', "DateTime('UTC')") }}, toDateTime(4294967295, 'UTC')) as to_time)
     and ends <= toInt64(to_time)
     and (within_is_stale or within_starts < from_time or within_ends > toInt64(to_time))
 {%- endmacro %}
@@ -141,6 +141,8 @@ starts >= (coalesce({start_date:Nullable(DateTime('UTC'))}, toDateTime(0, 'UTC')
 {%- endmacro %}
 
 {% macro create_reader() %}
+{%- if model.config.materialized == 'incremental' %}
 create or replace table {{ reader(this) }} as {{ this }}
 engine = Merge('{{ this.schema }}', '^{{ this.identifier }}$')
+{%- endif %}
 {% endmacro %}

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clickhouse_connect.driver.client import Client
 from conftest import Dbt, copy_of_the_project
+
+from warehouse.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +63,19 @@ def test_a_model_reads_sources_through_staging_or_the_shared_macros_only(catalog
         ),
     ],
 )
-def test_an_endpoint_that_differs_from_its_yaml_fails(
-    dbt: Dbt, tmp_path: Path, words: str, others: str, reason: str
+def test_an_endpoint_that_differs_from_its_yaml_never_goes_live(
+    dbt: Dbt, client: Client, settings: Settings, tmp_path: Path, words: str, others: str, reason: str
 ) -> None:
+    views = "select name, uuid from system.tables where engine = 'View' order by name"
+    dbt("run", "--select", "events_by_type")
+    before = client.query(views).result_rows
     project = copy_of_the_project(tmp_path)
     yaml = project / "models/endpoints/_endpoints__models.yml"
     assert words in yaml.read_text()
     yaml.write_text(yaml.read_text().replace(words, others, 1))
     with pytest.raises(AssertionError, match=reason):
         dbt("run", "--select", "events_by_type", project=project)
-    dbt("run", "--select", "events_by_type")
+    assert client.query(views).result_rows == before
 
 
 def test_freshness_is_told(dbt: Dbt) -> None:

@@ -6,8 +6,8 @@ select
 from {{ ref('event_properties_parts') }}
 where
     {{ asked_for() }}
-    and ({event_type:Nullable(String)} is null or event_type = {event_type:Nullable(String)})
-    and ({property_key:Nullable(String)} is null or property_key = {property_key:Nullable(String)})
+    and ({{ asked('event_type') }} is null or event_type = {{ asked('event_type') }})
+    and ({{ asked('property_key') }} is null or property_key = {{ asked('property_key') }})
 group by event_type, property_key, property_value
 order by count desc, event_type asc, property_key asc, property_value asc
-limit least(coalesce({limit:Nullable(UInt64)}, 100), 10000)
+limit least(coalesce({{ asked('limit', 'UInt64') }}, 100), 10000)

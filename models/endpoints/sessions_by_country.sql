@@ -20,5 +20,5 @@ select
     total_users
 from sessions_counted
 left join {{ ref('countries') }} as countries using (country)
-where {region:Nullable(String)} is null or region = {region:Nullable(String)}
+where {{ asked('region') }} is null or region = {{ asked('region') }}
 order by day desc, total_sessions desc, country asc
