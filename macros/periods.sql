@@ -83,12 +83,7 @@ toDateTime(toStartOfMonth({{ time }}), 'UTC')
 {% macro period_parts(built, grains, result, columns) %}
     {#- The fresh periods of a rollup as parts: the members of its array `result`, by the names in `columns`. -#}
     select
-        grain,
-        starts,
-        ends,
-        within_starts,
-        within_ends,
-        grain = {{ grains }} or (grain + 1, within_starts) in stale.1 as within_is_stale,
+        {{ period_bounds(grains) }},
         {%- for column in columns %}
         part.{{ column }} as {{ column }}{{ ',' if not loop.last }}
         {%- endfor %}
@@ -108,13 +103,25 @@ toDateTime(toStartOfMonth({{ time }}), 'UTC')
         {{ 'within_starts in stale.2' if built else 'true' }} as within_is_stale
 {%- endmacro %}
 
-{% macro period_bounds() %}
-    {#- The columns of a rollup's row that tell where its period lies, from grain and starts. Seconds since 1970 do not overflow in 2106. -#}
-    grain,
-    starts,
-    multiIf(grain = 1, toInt64(starts) + 3599, grain = 2, toInt64(starts) + 86399, {{ last_second_of_month('starts') }}) as ends,
-    if(grain = 1, toStartOfDay(starts), {{ start_of_month('starts') }}) as within_starts,
-    if(grain = 1, toInt64(within_starts) + 86399, {{ last_second_of_month('starts') }}) as within_ends
+{% macro period_bounds(grains) %}
+        {#- Where a period lies and what lies around it, from grain and starts. Seconds since 1970 do not overflow in 2106. -#}
+        grain,
+        starts,
+        multiIf(
+            grain = 1, toInt64(starts) + 3599,
+            {%- if grains == 3 %}
+            grain = 3, {{ last_second_of_month('starts') }},
+            {%- endif %}
+            toInt64(starts) + 86399
+        ) as ends,
+        {%- if grains == 3 %}
+        if(grain = 1, toStartOfDay(starts), {{ start_of_month('starts') }}) as within_starts,
+        if(grain = 1, toInt64(within_starts) + 86399, {{ last_second_of_month('starts') }}) as within_ends,
+        {%- else %}
+        toStartOfDay(starts) as within_starts,
+        toInt64(within_starts) + 86399 as within_ends,
+        {%- endif %}
+        grain = {{ grains }} or (grain + 1, within_starts) in stale.1 as within_is_stale
 {%- endmacro %}
 
 {% macro last_second_of_month(time) -%}

@@ -48,7 +48,8 @@ with
     )
 
 select
-    {{ period_bounds() }},
+    grain,
+    starts,
     rows_now as input_rows,
     fingerprint_now as input_fingerprint,
     pairs,

@@ -68,7 +68,8 @@ with
     )
 
 select
-    {{ period_bounds() }},
+    grain,
+    starts,
     rows_now as input_rows,
     fingerprint_now as input_fingerprint,
     sessions,

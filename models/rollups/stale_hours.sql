@@ -9,8 +9,10 @@ select
     rows_now,
     rows_built,
     fingerprint_now,
-    fingerprint_built
-from ({{ stale_periods(reader(ref(rollup)), grains) }})
+    fingerprint_built,
+    built_at
+from ({{ stale_periods(reader(ref(rollup)), grains) }}) as stale
+left join {{ reader(ref(rollup)) }} as built final using (grain, starts)
 where grain = 1
 {% if not loop.last %}union all{% endif %}
 {% endfor %}
