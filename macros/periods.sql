@@ -138,18 +138,3 @@ starts >= (coalesce({{ asked('start_date', "DateTime('UTC')") }}, toDateTime(0, 
     and ends <= toInt64(to_time)
     and (within_is_stale or within_starts < from_time or within_ends > toInt64(to_time))
 {%- endmacro %}
-
-{% macro reader(rollup) -%}
-{#-
-    A rollup as the endpoints read it: a table that has no rows of its own and shows those of the rollup, none while the
-    rollup is dropped. All its periods are stale then.
--#}
-{{ rollup.incorporate(path={'identifier': rollup.identifier ~ '_reader'}) }}
-{%- endmacro %}
-
-{% macro create_reader() %}
-{%- if model.config.materialized == 'incremental' %}
-create or replace table {{ reader(this) }} as {{ this }}
-engine = Merge('{{ this.schema }}', '^{{ this.identifier }}$')
-{%- endif %}
-{% endmacro %}

@@ -1,3 +1,3 @@
 {{ config(materialized='view') }}
 
-{{ event_properties_parts(reader(ref('event_properties_periods'))) }}
+{{ event_properties_parts(ref('event_properties_periods')) }}

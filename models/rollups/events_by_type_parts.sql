@@ -1,3 +1,3 @@
 {{ config(materialized='view') }}
 
-{{ events_by_type_parts(reader(ref('events_by_type_periods'))) }}
+{{ events_by_type_parts(ref('events_by_type_periods')) }}

@@ -1,3 +1,3 @@
 {{ config(materialized='view') }}
 
-{{ sessions_parts(reader(ref('sessions_periods'))) }}
+{{ sessions_parts(ref('sessions_periods')) }}

@@ -11,8 +11,8 @@ select
     fingerprint_now,
     fingerprint_built,
     built_at
-from ({{ stale_periods(reader(ref(rollup)), grains) }}) as stale
-left join {{ reader(ref(rollup)) }} as built final using (grain, starts)
+from ({{ stale_periods(ref(rollup), grains) }}) as stale
+left join {{ ref(rollup) }} as built final using (grain, starts)
 where grain = 1
 {% if not loop.last %}union all{% endif %}
 {% endfor %}
