@@ -41,15 +41,30 @@ SUPERVISOR = (
 )
 DAYS = 5
 BAD_LINE = b'{"event_id": "it has no type and no time"}'
+# Imports whose sums are not what the tables hold.
+TORN_IMPORTS = """
+    select import_id, max(source), sum(lines), sum(kept), sum(quarantined), sum(rows), sum(rejects)
+    from
+    (
+        select import_id, source, lines, kept, quarantined, 0 as rows, 0 as rejects from imports
+        union all
+        select import_id, '', 0, 0, 0, 1, 0 from app_events
+        union all
+        select c__import_id, '', 0, 0, 0, 0, 1 from app_events_quarantine
+    )
+    group by import_id
+    having sum(lines) != sum(kept) + sum(quarantined) or sum(kept) != sum(rows) or sum(quarantined) != sum(rejects)
+"""
 
 
 @dataclass
 class Account:
-    """What was acknowledged, as the endpoints have to answer it; filled by several threads."""
+    """What was acknowledged, as the endpoints have to answer it, and its imports; filled by several threads."""
 
     by_type: Counter[str] = field(default_factory=Counter)
     by_day: Counter[str] = field(default_factory=Counter)
     by_door: Counter[str] = field(default_factory=Counter)
+    imports: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def acknowledge(self, door: str, events: list[dict[str, str]]) -> None:
@@ -119,6 +134,7 @@ class Chaos:
                         answer = pool.request("POST", url, body=body, headers=headers)
                         if answer.status in (200, 202):
                             self.account.acknowledge("http", events)
+                            self.account.imports.add(answer.json()["import_id"])
                             if chance.random() < 0.1:  # a client that did not hear the answer
                                 with suppress(urllib3.exceptions.HTTPError):
                                     pool.request("POST", url, body=body, headers=headers)
@@ -285,9 +301,7 @@ def test_nothing_is_lost_and_nothing_counted_twice(chaos: Chaos) -> None:
     )
     assert set(lost.values()) == set(twice.values()) == {0}, (lost, twice)
     with connect(chaos.copy.settings, database=chaos.copy.settings.database) as client:
-        [(lines, kept, quarantined, rows, rejects)] = client.query(
-            "select sum(lines), sum(kept), sum(quarantined), "
-            "(select count() from app_events), (select count() from app_events_quarantine) from imports"
-        ).result_rows
-    assert lines == kept + quarantined
-    assert (kept, quarantined) == (rows, rejects), "the account adds up"
+        torn = client.query(TORN_IMPORTS).result_rows
+    # A request that was never acknowledged, and not sent again as it was, may have reached only some of the tables.
+    assert not [row for row in torn if row[0] in account.imports or row[1] != "http"], "the account adds up"
+    assert len(torn) <= chaos.faults.total()
