@@ -17,6 +17,7 @@ from serve.database import Database, UnavailableError
 from serve.errors import ApiError
 from serve.remote import fetch
 from serve.routes import DATA_SOURCE, RETRY_AFTER, given_parameters, json_answer, unavailable
+from serve.sql import Sql
 from warehouse.conditions import Condition, ConditionError
 from warehouse.landing import Unreadable
 from warehouse.settings import Settings
@@ -199,10 +200,11 @@ def delete_rows(name: str) -> Response:
     if dry_run not in ("true", "1", "false", "0"):
         raise ApiError(400, "parameter_invalid", "dry_run is true or false.", parameter="dry_run")
     if dry_run in ("true", "1"):
-        asked = current_app.extensions["sql"]
-        count = f"select count() as n from {DATA_SOURCE} where {checked.sql} format JSONEachRow"
-        with asked.answer(count, {}, g.request_id).content as content:
-            return json_answer({"rows_to_be_deleted": json.load(content)["n"]})
+        asked: Sql = current_app.extensions["sql"]
+        try:
+            return json_answer({"rows_to_be_deleted": asked.rows_to_be_deleted(checked)})
+        except UnavailableError:
+            raise unavailable() from None
     return _requested("delete_data", {"delete_condition": condition})
 
 

@@ -31,7 +31,9 @@ from serve.routes import (
     timed_out,
     unavailable,
 )
+from warehouse.conditions import Condition
 from warehouse.connection import refusal
+from warehouse.erase import rows_to_be_deleted
 from warehouse.settings import Settings
 from warehouse.tokens import ADMIN
 
@@ -57,6 +59,7 @@ class Sql:
     """ClickHouse as callers' SQL sees it."""
 
     def __init__(self, settings: Settings, max_execution_time: int) -> None:
+        self._settings = settings
         self._analyst = Database(settings, max_execution_time, as_user=settings.sql_user)
         self._reader = Database(settings, max_execution_time, as_user=settings.answers_user)
 
@@ -103,6 +106,18 @@ class Sql:
             if g.facts.get("db_exception_code") != ACCESS_DENIED:
                 raise
             raise ApiError(403, "sql_refused", "Only _ can be read here.", parameter="q") from error
+
+    def rows_to_be_deleted(self, condition: Condition) -> int:
+        """How many rows of the events and of the quarantine a condition is about.
+
+        Raises:
+            ApiError, UnavailableError: as ``answer``.
+        """
+        try:
+            with self._analyst.client() as client:
+                return sum(rows_to_be_deleted(client, self._settings, condition).values())
+        except ClickHouseError as error:
+            raise _translated(error) from error
 
     def _parsed(self, database: Database, query: str) -> dict[str, Any]:
         """The query's syntax tree, ClickHouse's own."""
