@@ -1,11 +1,15 @@
 {#-
     An endpoint: a parameterised view that the API serves. Its comment carries the words of the model's YAML, so the
     deployed database is the catalogue; its columns must be those of the YAML, or it never goes live.
+
+    One that reads rollups has a twin, `…__from_events`, which reads none: the API asks it while a rollup is not there.
 -#}
 {% materialization endpoint, adapter='clickhouse' %}
     {%- set target_relation = this.incorporate(type='view') -%}
     {#- Where the API does not see it. -#}
     {%- set draft = target_relation.incorporate(path={'schema': target.schema, 'identifier': this.identifier ~ '__draft'}) -%}
+    {%- set twin = target_relation.incorporate(path={'identifier': this.identifier ~ '__from_events'}) -%}
+    {%- set twin_sql = sql_from_events(sql) -%}
     {%- set documentation = {
         'description': model.description,
         'parameters': model.config.meta.get('parameters', {}),
@@ -23,6 +27,16 @@
     {%- if fault -%}
         {%- do exceptions.raise_compiler_error("Endpoint " ~ model.name ~ fault) -%}
     {%- endif %}
+    {% call statement('twin') -%}
+        {%- if twin_sql %}
+        create or replace view {{ twin }}
+        definer = current_user sql security definer
+        as
+        {{ twin_sql }}
+        {%- else %}
+        drop view if exists {{ twin }}
+        {%- endif %}
+    {%- endcall %}
     {% call statement('main') -%}
         create or replace view {{ target_relation }}
         definer = current_user sql security definer
@@ -34,6 +48,20 @@
 
     {{ return({'relations': [target_relation]}) }}
 {% endmaterialization %}
+
+{% macro sql_from_events(sql) %}
+{#- An endpoint's SQL over parts that are events alone, made by the macros of the parts' names; nothing when it reads no parts. -#}
+    {%- set found = namespace(sql=sql, parts=[]) -%}
+    {%- for node in model.depends_on.nodes -%}
+        {%- set name = node.split('.')[-1] -%}
+        {%- if name.endswith('_parts') and name in context -%}
+            {%- set found.sql = found.sql | replace(ref(name) | string, name) -%}
+            {%- do found.parts.append(name ~ " as (" ~ context[name](none) ~ ")") -%}
+        {%- endif -%}
+    {%- endfor -%}
+    {#- On a line of its own, the bracket is in no comment that ends the SQL. -#}
+    {{ return("with " ~ found.parts | join(", ") ~ " select * from (" ~ found.sql ~ "\n)" if found.parts else "") }}
+{% endmacro %}
 
 {% macro endpoint_columns() %}
     {%- set columns = {} -%}

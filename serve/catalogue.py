@@ -11,9 +11,11 @@ from typing import Any
 from serve.database import Database
 from serve.parameters import Parameter
 
+# What the name of an endpoint's twin ends with, which reads events alone (macros/endpoint.sql).
+_FROM_EVENTS = "__from_events"
 _VIEWS = (
     "select name, parameterized_view_parameters as parameters, comment from system.tables "
-    "where database = {database:String} and engine = 'View' order by name"
+    f"where database = {{database:String}} and engine = 'View' and not endsWith(name, '{_FROM_EVENTS}') order by name"
 )
 
 
@@ -23,11 +25,13 @@ class Endpoint:
 
     Attributes:
         sql: the call, every parameter a bound placeholder.
+        sql_from_events: the same of its twin, which reads no rollup; one that reads none anyway has no such view.
         columns: name → type and description, in order; empty when the view's comment does not tell.
     """
 
     name: str
     sql: str
+    sql_from_events: str
     parameters: dict[str, Parameter]
     description: str = ""
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -58,7 +62,7 @@ class Catalogue:
 
     Args:
         database: where they are read.
-        api_database: the database that holds the endpoint views and nothing else.
+        api_database: the database that holds the endpoint views, their twins and nothing else.
     """
 
     def __init__(self, database: Database, api_database: str) -> None:
@@ -98,9 +102,11 @@ def _endpoint(database: str, name: str, parameters: list[dict[str, str]], commen
     names = [*told, *sorted(parameter["name"] for parameter in parameters if parameter["name"] not in told)]
     types = {parameter["name"]: parameter["type"] for parameter in parameters}
     arguments = ", ".join(f"{parameter} = {{{parameter}:{types[parameter]}}}" for parameter in sorted(types))
+    call = f"({arguments})" if arguments else ""
     return Endpoint(
         name=name,
-        sql=f"select * from `{database}`.`{name}`" + (f"({arguments})" if arguments else ""),
+        sql=f"select * from `{database}`.`{name}`{call}",
+        sql_from_events=f"select * from `{database}`.`{name}{_FROM_EVENTS}`{call}",
         parameters={
             parameter: Parameter(
                 parameter,

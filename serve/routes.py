@@ -52,7 +52,7 @@ NO_PARAMETERS = frozenset(("token", "from", "cli_version", "__tb__client", "mode
 
 # ClickHouse's codes.
 BAD_ARGUMENTS = 36
-UNKNOWN_FUNCTION, UNKNOWN_TABLE = 46, 60
+UNKNOWN_FUNCTION, UNKNOWN_TABLE, TABLE_IS_DROPPED = 46, 60, 218
 TIMEOUT_EXCEEDED, TOO_SLOW = 159, 160
 MEMORY_LIMIT_EXCEEDED, TOO_MANY_ROWS_OR_BYTES = 241, 396
 OVERLOADED = (202, MEMORY_LIMIT_EXCEEDED, 473)  # too many queries, not enough memory, deadlock avoided
@@ -242,14 +242,26 @@ def _unusable(fixed: str) -> ApiError:
 
 def _answer(endpoint: Endpoint, values: Values, extension: str, query: str) -> Response:
     output_format, media_type, settings = FORMATS[extension]
-    database: Database = current_app.extensions["database"]
     g.facts["endpoint"] = endpoint.name
     if not query:
-        answer = database.fetch(endpoint.sql, values, output_format, g.request_id, settings=settings)
-        return respond(answer, media_type)
-    rows = database.fetch(endpoint.sql, values, "TabSeparatedWithNamesAndTypes", f"{g.request_id}-rows")
+        return respond(_fetch(endpoint, values, output_format, g.request_id, settings), media_type)
+    rows = _fetch(endpoint, values, "TabSeparatedWithNamesAndTypes", f"{g.request_id}-rows")
     asked: Sql = current_app.extensions["sql"]
     return respond(asked.answer_over(rows, query, output_format, g.request_id), media_type)
+
+
+def _fetch(
+    endpoint: Endpoint, values: Values, output_format: str, query_id: str, settings: dict[str, int] | None = None
+) -> Answer:
+    """The endpoint's rows; while a rollup that it reads is not there, added up from events alone."""
+    database: Database = current_app.extensions["database"]
+    try:
+        return database.fetch(endpoint.sql, values, output_format, query_id, settings=settings)
+    except Error as error:
+        if error.code not in (UNKNOWN_TABLE, TABLE_IS_DROPPED):
+            raise
+        log.warning("a table is not there", extra={"request_id": g.request_id, "endpoint": endpoint.name})
+        return database.fetch(endpoint.sql_from_events, values, output_format, query_id, settings=settings)
 
 
 def respond(answer: Answer, media_type: str) -> Response:
