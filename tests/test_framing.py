@@ -111,7 +111,7 @@ def test_any_bytes(content: bytes, piece: int, document: bool) -> None:
     for number, frame in found:
         assert frame
         start = content.index(frame, at)
-        while content.count(b"\n", 0, start) + 1 < number:  # the same bytes before it, such as the document's own bracket
+        while content.count(b"\n", 0, start) + 1 < number:  # the document's own bracket is none
             start = content.index(frame, start + 1)
         assert not content[at:start].strip(b" \t\r\n,[]\xef\xbb\xbf" if document else b" \t\r\n\xef\xbb\xbf")
         assert number == content.count(b"\n", 0, start) + 1
