@@ -94,9 +94,13 @@ def repository(
         monkeypatch.delenv(name)
     for name, value in (server.environ | {"LANDING_URL": str(tmp_path / "landing")}).items():
         monkeypatch.setenv(name, value)
+    import dagster as dg
+
     from orchestration.definitions import defs
 
-    return defs().get_repository_def()
+    # Loading asks the instance that was opened last, which may be another test's and gone.
+    with dg.DagsterInstance.ephemeral():
+        yield defs().get_repository_def()
 
 
 def test_dagster_does_what_was_asked_for(
