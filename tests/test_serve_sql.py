@@ -172,7 +172,7 @@ def test_limits_hold_and_cannot_be_lifted(web: FlaskClient, admin: dict[str, str
 # What reads, writes or reaches beyond the project's own tables; {api} is the endpoints' database.
 ATTACKS = [
     "insert into landing (line) values ('x')",
-    "insert into function file('/tmp/x') select 1",
+    "insert into function file('/var/x') select 1",
     "drop table app_events",
     "alter table app_events delete where 1",
     "create table x (a Int8) engine = Memory",
@@ -181,7 +181,7 @@ ATTACKS = [
     "system flush logs",
     "kill query where 1",
     "grant select on *.* to default",
-    "select 1 into outfile '/tmp/x'",
+    "select 1 into outfile '/var/x'",
     "select * from system.users",
     "select * from system.query_log",
     "select * from system.processes",
