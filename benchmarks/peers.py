@@ -129,7 +129,7 @@ _pool = urllib3.PoolManager(retries=False)
 
 
 def _get(url: str, **request: object) -> bytes:
-    answer = _pool.request("POST" if "body" in request else "GET", url, timeout=600, **request)  # type: ignore[arg-type]
+    answer = _pool.request("POST" if "body" in request else "GET", url, timeout=600, **request)  # type: ignore[arg-type]  # any of them
     if answer.status != 200:
         raise RuntimeError(f"{answer.status}: {answer.data[:500]!r}")
     return answer.data

@@ -87,7 +87,7 @@ def create_app(settings: Settings, config: Mapping[str, Any] | None = None) -> F
     # No redirects: they would repeat the address, in which a token may stand.
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
-    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider, not of its base class
     Compress(app)
     database = Database(settings, app.config["MAX_EXECUTION_TIME"])
     app.extensions |= {
