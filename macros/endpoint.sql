@@ -51,7 +51,7 @@
 
 {% macro sql_from_events(sql) %}
 {#- An endpoint's SQL over parts that are events alone, made by the macros of the parts' names; nothing when it reads no parts. -#}
-    {%- set found = namespace(sql=sql, parts=[]) -%}
+    {%- set found = namespace(sql=sql | replace(asked_for(), asked_for(of_events=true)), parts=[]) -%}
     {%- for node in model.depends_on.nodes -%}
         {%- set name = node.split('.')[-1] -%}
         {%- if name.endswith('_parts') and name in context -%}

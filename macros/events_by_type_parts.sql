@@ -1,16 +1,11 @@
 {% macro events_by_type_parts(built) %}
-{#- The parts of events_by_type: what the fresh periods in the relation `built` hold, and every event; one of them counts. -#}
-    {%- if built %}
-    with {{ staleness(built, 3) }}
-
-    {{ period_parts(built, 3, 'counts', ['event_type', 'app_version', 'event_count']) }}
-
-    union all
-    {% endif %}
+{#- The parts of events_by_type; an event counts as one. -#}
+{% call parts(built, 3, 'counts', ['event_type', 'app_version', 'event_count']) %}
     select
-        {{ event_parts(built) }},
+        {{ event_part() }},
         event_type,
         app_version,
         1 as event_count
     from {{ distinct_events('true') }}
+{% endcall %}
 {% endmacro %}

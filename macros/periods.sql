@@ -1,34 +1,42 @@
 {#-
-    A period (1: an hour, 2: a day, 3: a month; UTC) is stale if and only if the content of its input differs from what
-    its row was built from: the number of input rows and the sum of their content hashes. No clock and no look-back
-    window takes part, so late events, deletes, crashes and repeated runs need no special case. See docs/exactness.md.
+    Periods are hours, days and months, in UTC. One time names a period of any length: its first second an hour, its
+    second one a day, its third one a month. So one column and one set of values hold periods of every length, and
+    toSecond(period) tells which it is: 0 an hour, 1 a day, 2 a month.
+
+    A period is stale if and only if the content of its input differs from what its row was built from: the number of
+    input rows and the sum of their content hashes. No clock and no look-back window takes part, so late events, deletes,
+    crashes and repeated runs need no special case. See docs/exactness.md.
+
+    Every function in an endpoint costs it 25 to 50 us of planning, twice: that is why names are this short to make.
 -#}
 
-{% macro content_by_hour(where='true') %}
-    {#- Must be grouped and filtered by toStartOfHour(event_time): then the projection content_by_hour answers it. -#}
-    select
-        toStartOfHour(event_time) as hour,
-        count() as input_rows,
-        sum(content_hash) as input_fingerprint
-    from {{ source('landing', 'app_events') }}
-    where {{ where }}
-    group by hour
-{% endmacro %}
-
-{% macro start_of_month(time) -%}
-toDateTime(toStartOfMonth({{ time }}), 'UTC')
+{% macro day_of(time) -%}
+toStartOfDay({{ time }}) + 1
 {%- endmacro %}
 
-{% macro periods_around(time, grains) -%}
-{#- The periods that hold a time, finest first, as [(grain, starts), …]. -#}
-[(1, toStartOfHour({{ time }})), (2, toStartOfDay({{ time }})){% if grains == 3 %}, (3, {{ start_of_month(time) }}){% endif %}]
+{% macro month_of(time) -%}
+toDateTime(toStartOfMonth({{ time }}), 'UTC') + 2
 {%- endmacro %}
 
-{% macro periods_compared(built, grains) %}
+{% macro all_time() -%}
+{#- What lies around the longest periods of a rollup. It is no period: nothing is ever built of it. -#}
+toDateTime(3, 'UTC')
+{%- endmacro %}
+
+{% macro periods_around(time, lengths) -%}
+{#- The periods that hold a time, shortest first, for an array: those of the first two or of all three lengths. -#}
+toStartOfHour({{ time }}), {{ day_of(time) }}{% if lengths == 3 %}, {{ month_of(time) }}{% endif %}
+{%- endmacro %}
+
+{% macro period_around(period, lengths) -%}
+{#- The next longer period that holds a period, or all_time(). -#}
+[{{ day_of(period) }}, {% if lengths == 3 %}{{ month_of(period) }}, {% endif %}{{ all_time() }}][toSecond({{ period }}) + 1]
+{%- endmacro %}
+
+{% macro periods_compared(built, lengths) %}
     {#- One row per period: what app_events holds of it now, and what its row in the relation `built` was built from. -#}
     select
-        grain,
-        starts,
+        period,
         sum(rows_now) as rows_now,
         sum(fingerprint_now) as fingerprint_now,
         sum(rows_built) as rows_built,
@@ -36,20 +44,27 @@ toDateTime(toStartOfMonth({{ time }}), 'UTC')
     from
     (
         select
-            period.1 as grain,
-            period.2 as starts,
+            period,
             input_rows as rows_now,
             input_fingerprint as fingerprint_now,
             0 as rows_built,
             0 as fingerprint_built
-        from ({{ content_by_hour() }})
-        array join {{ periods_around('hour', grains) }} as period
+        from
+        (
+            {#- Must be grouped by toStartOfHour(event_time): then the projection content_by_hour answers it. #}
+            select
+                toStartOfHour(event_time) as hour,
+                count() as input_rows,
+                sum(content_hash) as input_fingerprint
+            from {{ source('landing', 'app_events') }}
+            group by hour
+        )
+        array join [{{ periods_around('hour', lengths) }}] as period
         {% if built %}
         union all
 
         select
-            grain,
-            starts,
+            period,
             0 as rows_now,
             0 as fingerprint_now,
             input_rows as rows_built,
@@ -57,84 +72,10 @@ toDateTime(toStartOfMonth({{ time }}), 'UTC')
         from {{ built }} final
         {% endif %}
     )
-    group by grain, starts
+    group by period
 {% endmacro %}
 
-{% macro stale_periods(built, grains) %}
-    {{ periods_compared(built, grains) }}
+{% macro stale_periods(built, lengths) %}
+    {{ periods_compared(built, lengths) }}
     having (rows_now, fingerprint_now) != (rows_built, fingerprint_built)
 {% endmacro %}
-
-{% macro staleness(built, grains) %}
-{#-
-    For the `with` of parts. A scalar subquery, so that it runs once and its arrays are constants for the reads that use
-    them: the stale periods with those around them, as [(grain, starts), …], and the stale hours.
--#}
-    (
-        select
-            (
-                groupUniqArrayArray(arraySlice({{ periods_around('starts', grains) }}, grain)),
-                groupUniqArrayIf(starts, grain = 1)
-            )
-        from ({{ stale_periods(built, grains) }})
-    ) as stale
-{% endmacro %}
-
-{% macro period_parts(built, grains, result, columns) %}
-    {#- The fresh periods of a rollup as parts: the members of its array `result`, by the names in `columns`. -#}
-    select
-        {{ period_bounds(grains) }},
-        {%- for column in columns %}
-        part.{{ column }} as {{ column }}{{ ',' if not loop.last }}
-        {%- endfor %}
-    from {{ built }} final
-    array join {{ result }} as part
-    where (grain, starts) not in stale.1
-    settings optimize_move_to_prewhere_if_final = 1
-{% endmacro %}
-
-{% macro event_parts(built) %}
-        {#- The columns that make an event a part. -#}
-        0 as grain,
-        event_time as starts,
-        toInt64(event_time) as ends,
-        toStartOfHour(event_time) as within_starts,
-        toInt64(within_starts) + 3599 as within_ends,
-        {{ 'within_starts in stale.2' if built else 'true' }} as within_is_stale
-{%- endmacro %}
-
-{% macro period_bounds(grains) %}
-        {#- Where a period lies and what lies around it, from grain and starts. Seconds since 1970 do not overflow in 2106. -#}
-        grain,
-        starts,
-        multiIf(
-            grain = 1, toInt64(starts) + 3599,
-            {%- if grains == 3 %}
-            grain = 3, {{ last_second_of_month('starts') }},
-            {%- endif %}
-            toInt64(starts) + 86399
-        ) as ends,
-        {%- if grains == 3 %}
-        if(grain = 1, toStartOfDay(starts), {{ start_of_month('starts') }}) as within_starts,
-        if(grain = 1, toInt64(within_starts) + 86399, {{ last_second_of_month('starts') }}) as within_ends,
-        {%- else %}
-        toStartOfDay(starts) as within_starts,
-        toInt64(within_starts) + 86399 as within_ends,
-        {%- endif %}
-        grain = {{ grains }} or (grain + 1, within_starts) in stale.1 as within_is_stale
-{%- endmacro %}
-
-{% macro last_second_of_month(time) -%}
-86400 * toInt64(toLastDayOfMonth({{ time }})) + 86399
-{%- endmacro %}
-
-{% macro asked_for() -%}
-{#-
-    The split of [start_date, end_date]: the parts that lie in it, each unless the period around it answers for it, which
-    is fresh and lies in the range as well.
--#}
-starts >= (coalesce({{ asked('start_date', "DateTime('UTC')") }}, toDateTime(0, 'UTC')) as from_time)
-    and starts <= (coalesce({{ asked('end_date', "DateTime('UTC')") }}, toDateTime(4294967295, 'UTC')) as to_time)
-    and ends <= toInt64(to_time)
-    and (within_is_stale or within_starts < from_time or within_ends > toInt64(to_time))
-{%- endmacro %}

@@ -15,7 +15,7 @@ from serve.parameters import Parameter
 _FROM_EVENTS = "__from_events"
 _VIEWS = (
     "select name, parameterized_view_parameters as parameters, comment from system.tables "
-    f"where database = {{database:String}} and engine = 'View' and not endsWith(name, '{_FROM_EVENTS}') order by name"
+    "where database = {database:String} and engine = 'View' order by name"
 )
 
 
@@ -25,7 +25,7 @@ class Endpoint:
 
     Attributes:
         sql: the call, every parameter a bound placeholder.
-        sql_from_events: the same of its twin, which reads no rollup; one that reads none anyway has no such view.
+        sql_from_events: the same of its twin, which reads no rollup; empty for one that reads none anyway.
         columns: name → type and description, in order; empty when the view's comment does not tell.
     """
 
@@ -92,10 +92,15 @@ class Catalogue:
         with self._database.client() as client:
             rows = client.raw_query(_VIEWS, parameters={"database": self._api_database}, fmt="JSONEachRow").splitlines()
         views = [json.loads(row) for row in rows]
-        return {view["name"]: _endpoint(self._api_database, **view) for view in views}
+        names = {view["name"] for view in views}
+        return {
+            view["name"]: _endpoint(self._api_database, **view, has_twin=view["name"] + _FROM_EVENTS in names)
+            for view in views
+            if not view["name"].endswith(_FROM_EVENTS)
+        }
 
 
-def _endpoint(database: str, name: str, parameters: list[dict[str, str]], comment: str) -> Endpoint:
+def _endpoint(database: str, name: str, parameters: list[dict[str, str]], comment: str, has_twin: bool) -> Endpoint:
     words = _words(comment)
     told = words.get("parameters", {})
     # In the order in which they are described; ClickHouse has none.
@@ -106,7 +111,7 @@ def _endpoint(database: str, name: str, parameters: list[dict[str, str]], commen
     return Endpoint(
         name=name,
         sql=f"select * from `{database}`.`{name}`{call}",
-        sql_from_events=f"select * from `{database}`.`{name}{_FROM_EVENTS}`{call}",
+        sql_from_events=f"select * from `{database}`.`{name}{_FROM_EVENTS}`{call}" if has_twin else "",
         parameters={
             parameter: Parameter(
                 parameter,

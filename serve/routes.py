@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from clickhouse_connect.driver.client import Client
@@ -61,6 +62,7 @@ _PARAMETER_IN_MESSAGE = re.compile(r"for query parameter '(\w+)'")
 
 Values = dict[str, Value | list[Value] | None]
 
+HOUR = timedelta(hours=1)
 # Seconds after which an overloaded or absent ClickHouse may be asked again.
 RETRY_AFTER = 2
 
@@ -253,15 +255,29 @@ def _answer(endpoint: Endpoint, values: Values, extension: str, query: str) -> R
 def _fetch(
     endpoint: Endpoint, values: Values, output_format: str, query_id: str, settings: dict[str, int] | None = None
 ) -> Answer:
-    """The endpoint's rows; while a rollup that it reads is not there, added up from events alone."""
+    """The endpoint's rows; added up from events alone where no rollup can help, or while one is not there."""
     database: Database = current_app.extensions["database"]
+    if endpoint.sql_from_events and not _holds_an_hour(values):
+        return database.fetch(endpoint.sql_from_events, values, output_format, query_id, settings=settings)
     try:
         return database.fetch(endpoint.sql, values, output_format, query_id, settings=settings)
     except Error as error:
-        if error.code not in (UNKNOWN_TABLE, TABLE_IS_DROPPED):
+        if error.code not in (UNKNOWN_TABLE, TABLE_IS_DROPPED) or not endpoint.sql_from_events:
             raise
         log.warning("a table is not there", extra={"request_id": g.request_id, "endpoint": endpoint.name})
         return database.fetch(endpoint.sql_from_events, values, output_format, query_id, settings=settings)
+
+
+def _holds_an_hour(values: Values) -> bool:
+    """Whether a whole hour, the shortest period of a rollup, can lie between ``start_date`` and ``end_date`` (UTC)."""
+    try:
+        first, last = (datetime.fromisoformat(str(values.get(name))) for name in ("start_date", "end_date"))
+    except ValueError:  # one of them is open, or is no time
+        return True
+    hour = first.replace(minute=0, second=0, microsecond=0)
+    if hour < first:
+        hour += HOUR
+    return last - hour >= HOUR - timedelta(seconds=1)
 
 
 def respond(answer: Answer, media_type: str) -> Response:

@@ -144,6 +144,7 @@ class Warehouse:
     settings: Settings
     incremental: Run
     full_refresh: Run
+    first: Run
 
     @classmethod
     def prepared(cls, settings: Settings, dbt: Dbt) -> Warehouse:
@@ -151,8 +152,11 @@ class Warehouse:
         dbt("build", "--exclude-resource-type", "test", "--exclude-resource-type", "unit_test")
         full_refresh = Run.recorded(client, dbt, "--full-refresh")
         incremental = Run.recorded(client, dbt)
-        assert incremental.statements.keys() == full_refresh.statements.keys()
-        return cls(client, connect(settings, as_serve_user=True), settings, incremental, full_refresh)
+        for rollup in incremental.statements:
+            client.command(f"drop table {settings.database}.{rollup} sync")
+        first = Run.recorded(client, dbt)
+        assert incremental.statements.keys() == full_refresh.statements.keys() == first.statements.keys()
+        return cls(client, connect(settings, as_serve_user=True), settings, incremental, full_refresh, first)
 
     @property
     def rollups(self) -> list[str]:
@@ -186,16 +190,22 @@ class Warehouse:
         )
 
     def build(
-        self, models: Iterable[str] | None = None, *, refresh: bool = False, statements: int | None = None
+        self,
+        models: Iterable[str] | None = None,
+        *,
+        refresh: bool = False,
+        first: bool = False,
+        statements: int | None = None,
     ) -> None:
         """Replay a run of dbt.
 
         Args:
             models: what to build, in this order; everything unless given.
             refresh: replay a run with ``--full-refresh``.
+            first: replay a run that found no table.
             statements: how many statements are sent before the run is killed; all unless given.
         """
-        run = self.full_refresh if refresh else self.incremental
+        run = self.first if first else self.full_refresh if refresh else self.incremental
         for model in models or self.rollups:
             # As dbt does, which sees them in the catalogue when it starts.
             left_by_a_killed_run = self.client.query(

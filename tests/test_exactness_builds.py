@@ -11,9 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Dbt
@@ -22,7 +21,6 @@ from exactness import Event, Question, Warehouse, everything, setting
 from warehouse.settings import PROJECT_DIR
 
 KILLS = setting("EXACTNESS_KILLS", 3)
-# No day starts a month here, so that a period is known by its start.
 START = datetime(2024, 3, 4, 10, 0, 0, tzinfo=UTC)
 LATE = START + timedelta(days=1, hours=3, minutes=5)
 
@@ -37,37 +35,30 @@ def events_of_three_days() -> list[Event]:
     ]
 
 
-def built_at(warehouse: Warehouse) -> dict[str, dict[tuple, datetime]]:
-    """When each row of each rollup was built: rollup → key of the row → time."""
-    found: dict[str, dict[tuple, datetime]] = {}
-    for rollup in warehouse.rollups:
-        key = warehouse.client.query(
-            "select sorting_key from system.tables where database = {database:String} and name = {name:String}",
-            parameters={"database": warehouse.settings.database, "name": rollup},
-        ).first_row[0]
-        rows = warehouse.client.query(
-            f"select tuple({key}), max(built_at) from {warehouse.settings.database}.{rollup} final group by all"
-        ).result_rows
-        found[rollup] = {tuple(key.values() if isinstance(key, dict) else key): built for key, built in rows}
-    return found
-
-
-def periods_of(time: datetime) -> set[Any]:
-    """The starts of the periods that a time lies in, as a row's key may hold them."""
-    days = {time.date(), time.date().replace(day=1)}
-    return {time.replace(minute=0, second=0)} | days | {datetime(d.year, d.month, d.day, tzinfo=UTC) for d in days}
-
-
-def is_of(key: tuple, times: list[datetime]) -> bool:
-    """Whether a row's period, whose start is the first time in its key, holds one of the times."""
-    start = next(part for part in key if isinstance(part, date))
-    start = start.replace(tzinfo=UTC) if isinstance(start, datetime) else start
-    return any(start in periods_of(time) for time in times)
-
-
-def rebuilt(before: dict[str, dict[tuple, datetime]], after: dict[str, dict[tuple, datetime]]) -> dict[str, set[tuple]]:
+def built_at(warehouse: Warehouse) -> dict[str, dict[datetime, datetime]]:
+    """When each row of each rollup was built: rollup → period → time."""
     return {
-        rollup: {key for key, built in rows.items() if before[rollup].get(key) != built}
+        rollup: {
+            period.replace(tzinfo=UTC): built
+            for period, built in warehouse.client.query(
+                f"select period, built_at from {warehouse.settings.database}.{rollup} final"
+            ).result_rows
+        }
+        for rollup in warehouse.rollups
+    }
+
+
+def periods_of(time: datetime) -> set[datetime]:
+    """The hour, the day and the month that a time lies in, as they are named."""
+    hour = time.replace(minute=0, second=0)
+    return {hour, hour.replace(hour=0, second=1), hour.replace(day=1, hour=0, second=2)}
+
+
+def rebuilt(
+    before: dict[str, dict[datetime, datetime]], after: dict[str, dict[datetime, datetime]]
+) -> dict[str, set[datetime]]:
+    return {
+        rollup: {period for period, built in rows.items() if before[rollup].get(period) != built}
         for rollup, rows in after.items()
     }
 
@@ -98,9 +89,8 @@ def test_exactly_the_periods_that_changed_are_built_again(warehouse: Warehouse, 
             changed = []
     warehouse.build()
     after = built_at(warehouse)
-    assert rebuilt(before, after) == {
-        rollup: {key for key in rows if changed and is_of(key, changed)} for rollup, rows in after.items()
-    }
+    of_the_changes = {period for time in changed for period in periods_of(time)}
+    assert rebuilt(before, after) == {rollup: of_the_changes & rows.keys() for rollup, rows in after.items()}
     assert all(rebuilt(before, after).values()) == bool(changed), "every rollup has rows of the period that changed"
     warehouse.assert_exact(*everything())
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from conftest import Dbt
-from exactness import Answer, Question, Warehouse, everything
+from exactness import Answer, Question, Warehouse, everything, setting
 from flask import Flask
 
 from serve.app import create_app
 from warehouse.connection import admin_token
 
+SECONDS = setting("EXACTNESS_SECONDS", 8)
 START = datetime(2024, 3, 1, 10, 0, 0, tzinfo=UTC)
 RAGGED = {"start_date": START + timedelta(minutes=45), "end_date": START + timedelta(days=2, hours=3, minutes=5)}
 QUESTIONS = [
@@ -126,6 +130,31 @@ def test_endpoints_of_a_dropped_rollup_answer_from_events_until_it_is_built_agai
     assert filled.stale_hours() == []
     assert answers(api, filled) == expected
     assert asked_of_events(filled) == before
+
+
+@pytest.mark.timeout(240, func_only=True)
+def test_answers_stay_exact_while_rollups_are_dropped_and_built_anew(filled: Warehouse, api: Flask) -> None:
+    """A query may find its periods fresh in the table that was, and read those of the table that is."""
+    expected, over, built = plain_answers(filled), threading.Event(), []
+
+    def drop_and_build() -> None:
+        while not over.is_set():
+            for rollup in filled.rollups:
+                drop(filled, rollup)
+                filled.build([rollup], first=True)
+                built.append(rollup)
+
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(drop_and_build)
+        try:
+            until = time.monotonic() + SECONDS
+            while time.monotonic() < until or len(built) < 10:
+                assert not running.done(), running.result()
+                for question, rows in zip(QUESTIONS, expected, strict=True):
+                    assert answer(api, filled, question) == rows, question
+        finally:
+            over.set()
+        running.result()
 
 
 def test_a_twin_has_the_columns_of_its_endpoint_and_is_none_itself(filled: Warehouse, api: Flask) -> None:

@@ -169,33 +169,28 @@ def purge_rollups(client: Client, settings: Settings) -> None:
     Raises:
         JobError: a build does not end.
     """
-    # Every hour, day and month with what it holds: rollups have rows of each.
+    # Every hour, day and month with what it holds, named as macros/periods.sql names them: rollups have rows of each.
     content = f"""
-        select period.2, sum(rows), sum(fingerprint)
+        select period, sum(rows), sum(fingerprint)
         from
         (
             select toStartOfHour(event_time) as hour, count() as rows, sum(content_hash) as fingerprint
             from {settings.database}.app_events
             group by hour
         )
-        array join [
-            ('hour', hour), ('day', toStartOfDay(hour)), ('month', toDateTime(toStartOfMonth(hour), 'UTC'))
-        ] as period
+        array join [hour, toStartOfDay(hour) + 1, toDateTime(toStartOfMonth(hour), 'UTC') + 2] as period
         group by period
     """
     # Twice: a build of longer periods that was reading shorter ones could bring back what they held.
     for _ in range(2):
         settle(client, settings)
         rollups = client.query(
-            "select table, anyIf(name, name in ('starts', 'hour', 'day')) as period from system.columns "
-            "where database = {database:String} and table in "
-            "(select name from system.tables where database = {database:String} and engine like '%MergeTree') "
-            "group by table having period != '' and countIf(name = 'input_fingerprint') > 0",
+            "select table from system.columns where database = {database:String} and name = 'input_fingerprint' "
+            "and table in (select name from system.tables where database = {database:String} and engine like '%MergeTree')",
             parameters={"database": settings.database},
         ).result_rows
-        for table, period in rollups:
-            built = f"(toDateTime({period}, 'UTC'), input_rows, input_fingerprint)"
-            _delete(client, settings, table, f"{built} not in ({content})")
+        for (table,) in rollups:
+            _delete(client, settings, table, f"(period, input_rows, input_fingerprint) not in ({content})")
 
 
 def _erased(client: Client, settings: Settings, job: Job) -> dict[str, Any]:

@@ -2,12 +2,12 @@ with
     sessions_counted as
     (
         select
-            toDate(starts) as day,
+            toDate(at) as day,
             assumeNotNull(part.country)::String as country,
             sum(total_sessions) + uniqExactArray(session_keys) as total_sessions,
             sum(total_users) + uniqExactArray(user_keys) as total_users
         from {{ ref('sessions_parts') }} as part
-        where {{ asked_for() }} and (grain < 2 or (part.country is not null and device_type is null))
+        where {{ asked_for() }} and (part.total_sessions = 0 or (part.country is not null and device_type is null))
         group by day, country
     )
 

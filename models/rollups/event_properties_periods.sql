@@ -1,42 +1,36 @@
--- Rows are large, and a query needs few of them.
-{{ config(settings={'index_granularity': 8}) }}
-
 with
     stale_periods as ({{ stale_periods(this if is_incremental(), 3) }}),
 
     parts_added_up as
     (
         select
-            grain,
-            within_starts,
+            within,
             event_type,
             property_key,
             property_value,
             sum(pair_count) as pair_count
         from ({{ event_properties_parts(this if is_incremental()) }})
-        where within_is_stale and grain < 3
-        group by grain, within_starts, event_type, property_key, property_value
+        where within_is_stale
+        group by within, event_type, property_key, property_value
     ),
 
     periods_added_up as
     (
         select
-            period.1 as grain,
-            period.2 as starts,
+            period,
             event_type,
             property_key,
             property_value,
             sum(pair_count) as pair_count
         from parts_added_up
-        array join arraySlice({{ periods_around('within_starts', 3) }}, parts_added_up.grain + 1) as period
+        array join arraySlice([{{ periods_around('within', 3) }}], toSecond(within) + 1) as period
         group by period, event_type, property_key, property_value
     ),
 
     periods_rolled_up as
     (
         select
-            grain,
-            starts,
+            period,
             cast(
                 groupArray((event_type, property_key, property_value, pair_count)),
                 'Array(Tuple('
@@ -44,15 +38,15 @@ with
                 || 'property_value String, pair_count UInt64))'
             ) as pairs
         from periods_added_up
-        group by grain, starts
+        group by period
     )
 
 select
-    grain,
-    starts,
+    {{ period_around('period', 3) }} as within,
+    period,
     rows_now as input_rows,
     fingerprint_now as input_fingerprint,
     pairs,
     now64(3, 'UTC') as built_at
 from stale_periods
-left join periods_rolled_up using (grain, starts)
+left join periods_rolled_up using (period)

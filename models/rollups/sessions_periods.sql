@@ -1,43 +1,39 @@
--- Rows are large, and a query needs few of them.
-{{ config(settings={'index_granularity': 8}) }}
-
 with
     stale_periods as ({{ stale_periods(this if is_incremental(), 2) }}),
 
     parts_added_up as
     (
         select
-            grain,
-            within_starts,
+            within,
             country,
             device_type,
             groupUniqArrayArray(session_keys) as session_keys,
             groupUniqArrayArray(user_keys) as user_keys
         from ({{ sessions_parts(this if is_incremental()) }})
-        where within_is_stale and grain < 2
-        group by grain, within_starts, country, device_type
+        where within_is_stale
+        group by within, country, device_type
     ),
 
     -- An hour keeps the keys by country and device type; a day counts them for every combination of the filters.
     periods_added_up as
     (
         select
-            group.1 as grain,
-            group.2 as starts,
-            group.3 as counted_country,
-            group.4 as counted_device_type,
-            groupUniqArrayArrayIf(session_keys, grain = 1) as hour_session_keys,
-            groupUniqArrayArrayIf(user_keys, grain = 1) as hour_user_keys,
-            uniqExactArrayIf(session_keys, grain = 2) as total_sessions,
-            uniqExactArrayIf(user_keys, grain = 2) as total_users
+            group.1 as period,
+            group.2 as counted_country,
+            group.3 as counted_device_type,
+            toSecond(period) = 1 as is_day,
+            groupUniqArrayArrayIf(session_keys, not is_day) as hour_session_keys,
+            groupUniqArrayArrayIf(user_keys, not is_day) as hour_user_keys,
+            uniqExactArrayIf(session_keys, is_day) as total_sessions,
+            uniqExactArrayIf(user_keys, is_day) as total_users
         from
         (
             select
-                parts_added_up.* except (grain),
+                *,
                 arrayConcat(
-                    if(grain = 0, [(1, within_starts, country, device_type)], []),
+                    if(toSecond(within) = 0, [(within, country, device_type)], []),
                     arrayMap(
-                        combination -> (2, toStartOfDay(within_starts), combination.1, combination.2),
+                        combination -> ({{ day_of('within') }}, combination.1, combination.2),
                         [(country, device_type), (country, null), (null, device_type), (null, null)]
                     )
                 ) as groups
@@ -50,8 +46,7 @@ with
     periods_rolled_up as
     (
         select
-            grain,
-            starts,
+            period,
             cast(
                 groupArray(
                     (
@@ -64,15 +59,15 @@ with
                 || 'session_keys Array(UInt128), user_keys Array(UInt128), total_sessions UInt64, total_users UInt64))'
             ) as sessions
         from periods_added_up
-        group by grain, starts
+        group by period
     )
 
 select
-    grain,
-    starts,
+    {{ period_around('period', 2) }} as within,
+    period,
     rows_now as input_rows,
     fingerprint_now as input_fingerprint,
     sessions,
     now64(3, 'UTC') as built_at
 from stale_periods
-left join periods_rolled_up using (grain, starts)
+left join periods_rolled_up using (period)

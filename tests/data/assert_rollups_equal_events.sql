@@ -16,15 +16,14 @@ with
     rolled_up as
     (
         select
-            starts as hour,
+            period as hour,
             arraySum(counts.event_count) as events,
             arraySum(pairs.pair_count) as pairs,
             length(arrayDistinct(arrayFlatten(sessions.session_keys))) as sessions
-        from (select starts, counts from {{ ref('events_by_type_periods') }} final where grain = 1) as types
-        inner join (select starts, pairs from {{ ref('event_properties_periods') }} final where grain = 1) as properties
-            using (starts)
-        inner join (select starts, sessions from {{ ref('sessions_periods') }} final where grain = 1) as seen using (starts)
-        where starts not in (select hour from {{ ref('stale_hours') }})
+        from (select period, counts from {{ ref('events_by_type_periods') }} final where toSecond(period) = 0) as types
+        inner join (select period, pairs from {{ ref('event_properties_periods') }} final) as properties using (period)
+        inner join (select period, sessions from {{ ref('sessions_periods') }} final) as seen using (period)
+        where period not in (select hour from {{ ref('stale_hours') }})
     )
 
 select
