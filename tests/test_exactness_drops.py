@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 
@@ -83,14 +83,14 @@ def answer(api: Flask, warehouse: Warehouse, question: Question) -> Answer:
     return [tuple(row.values()) for row in response.json["data"]]
 
 
-def plain_answers(warehouse: Warehouse) -> list[Answer]:
+def plain_answers(warehouse: Warehouse, questions: Sequence[Question] = QUESTIONS) -> list[Answer]:
     """As JSON has them: dates as text."""
     return [
         [
             tuple(str(cell) if isinstance(cell, date) else cell for cell in row)
             for row in warehouse.plain_answer(question)
         ]
-        for question in QUESTIONS
+        for question in questions
     ]
 
 
@@ -155,6 +155,29 @@ def test_answers_stay_exact_while_rollups_are_dropped_and_built_anew(filled: War
         finally:
             over.set()
         running.result()
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "of_events"),
+    [
+        ("2024-03-01 10:00:00", "2024-03-01 10:59:59", False),
+        ("2024-03-01 10:00:01", "2024-03-01 11:59:58", True),
+        ("2024-03-01 10:00:01", "2024-03-01 11:59:59", False),
+        ("2024-03-01 10:20:00", "2024-03-01 10:40:00", True),
+        ("2024-03-01 23:30:00", "2024-03-02 00:30:00", True),
+        ("2024-03-01 12:00:00", "2024-03-01 10:00:00", True),
+        ("2024-03-01 10:20:00", None, False),
+        (None, "1970-01-01 00:00:01", False),
+    ],
+)
+def test_a_range_without_a_whole_hour_is_answered_from_events(
+    filled: Warehouse, api: Flask, start: str | None, end: str | None, of_events: bool
+) -> None:
+    bounds = {name: datetime.fromisoformat(time) for name, time in (("start_date", start), ("end_date", end)) if time}
+    questions = [Question(question.endpoint, bounds) for question in everything()]
+    expected, before = plain_answers(filled, questions), asked_of_events(filled)
+    assert [answer(api, filled, question) for question in questions] == expected
+    assert asked_of_events(filled) - before == of_events * len(questions)
 
 
 def test_a_twin_has_the_columns_of_its_endpoint_and_is_none_itself(filled: Warehouse, api: Flask) -> None:
