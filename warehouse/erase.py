@@ -186,7 +186,8 @@ def purge_rollups(client: Client, settings: Settings) -> None:
         settle(client, settings)
         rollups = client.query(
             "select table from system.columns where database = {database:String} and name = 'input_fingerprint' "
-            "and table in (select name from system.tables where database = {database:String} and engine like '%MergeTree')",
+            "and table in (select name from system.tables where database = {database:String} "
+            "and engine like '%MergeTree')",
             parameters={"database": settings.database},
         ).result_rows
         for (table,) in rollups:

@@ -47,17 +47,13 @@ with
     (
         select
             period,
-            cast(
-                groupArray(
-                    (
-                        counted_country, counted_device_type,
-                        hour_session_keys, hour_user_keys, total_sessions, total_users
-                    )
-                ),
-                'Array(Tuple('
-                || 'country LowCardinality(Nullable(String)), device_type LowCardinality(Nullable(String)), '
-                || 'session_keys Array(UInt128), user_keys Array(UInt128), total_sessions UInt64, total_users UInt64))'
-            ) as sessions
+            {{
+                as_declared(
+                    'groupArray((counted_country, counted_device_type, hour_session_keys, hour_user_keys, '
+                    ~ 'total_sessions, total_users))',
+                    'sessions'
+                )
+            }} as sessions
         from periods_added_up
         group by period
     )
