@@ -16,7 +16,15 @@ from serve.auth import authorize, identify
 from serve.database import Database, UnavailableError
 from serve.errors import ApiError
 from serve.remote import fetch
-from serve.routes import DATA_SOURCE, RETRY_AFTER, given_parameters, json_answer, unavailable
+from serve.routes import (
+    DATA_SOURCE,
+    RETRY_AFTER,
+    authorize_append,
+    given_parameters,
+    json_answer,
+    unavailable,
+    unknown_datasource,
+)
 from serve.sql import Sql
 from warehouse.conditions import Condition, ConditionError
 from warehouse.landing import Unreadable
@@ -34,12 +42,7 @@ PIECE = 256 * 1024
 @datasources.post("/datasources")
 def append_file() -> Response:
     """Keep a file; Dagster ingests it within seconds, and the job tells when."""
-    name = request.args.get("name", "")
-    authorize(f"DATASOURCES:APPEND:{name or DATA_SOURCE}")
-    if not name:
-        raise ApiError(400, "name_missing", f"Name the data source: ?name={DATA_SOURCE}.", parameter="name")
-    if name != DATA_SOURCE:
-        raise _unknown("name")
+    authorize_append()
     if request.args.get("mode", "append") != "append":
         raise ApiError(
             400,
@@ -143,7 +146,7 @@ def describe_datasource(name: str) -> Response:
     for described in _described():
         if described["name"] == name:
             return json_answer(described)
-    raise _unknown()
+    raise unknown_datasource()
 
 
 def _described() -> list[dict[str, Any]]:
@@ -309,13 +312,7 @@ def _rows(view: str, **parameters: str) -> list[dict[str, Any]]:
 
 def _require(name: str) -> None:
     if name != DATA_SOURCE:
-        raise _unknown()
-
-
-def _unknown(parameter: str | None = None) -> ApiError:
-    return ApiError(
-        404, "datasource_unknown", f"There is no data source of that name; there is {DATA_SOURCE}.", parameter=parameter
-    )
+        raise unknown_datasource()
 
 
 def _settings() -> Settings:

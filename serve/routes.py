@@ -70,17 +70,7 @@ RETRY_AFTER = 2
 @routes.post("/v0/events")
 def receive_events() -> Response:
     """Take in events: 200 when they can be queried, 202 when they are on disk and will be."""
-    name = request.args.get("name", "")
-    authorize(f"DATASOURCES:APPEND:{name or DATA_SOURCE}")
-    if not name:
-        raise ApiError(400, "name_missing", f"Name the data source: ?name={DATA_SOURCE}.", parameter="name")
-    if name != DATA_SOURCE:
-        raise ApiError(
-            404,
-            "datasource_unknown",
-            f"There is no data source of that name; there is {DATA_SOURCE}.",
-            parameter="name",
-        )
+    authorize_append()
     body = read_body(request, current_app.config["MAX_BODY_BYTES"])
     asked_format = request.args.get("format", "")
     document = asked_format == "json" or (not asked_format and request.mimetype == "application/json")
@@ -384,6 +374,21 @@ def overloaded() -> ApiError:
 
 def unavailable() -> ApiError:
     return ApiError(503, "unavailable", "ClickHouse does not answer; ask again later.", retry_after=RETRY_AFTER)
+
+
+def authorize_append() -> None:
+    """Refuse a request that may not append to the data source which it names, or names none that there is."""
+    name = request.args.get("name", "")
+    authorize(f"DATASOURCES:APPEND:{name or DATA_SOURCE}")
+    if not name:
+        raise ApiError(400, "name_missing", f"Name the data source: ?name={DATA_SOURCE}.", parameter="name")
+    if name != DATA_SOURCE:
+        raise unknown_datasource("name")
+
+
+def unknown_datasource(parameter: str | None = None) -> ApiError:
+    sentence = f"There is no data source of that name; there is {DATA_SOURCE}."
+    return ApiError(404, "datasource_unknown", sentence, parameter=parameter)
 
 
 def json_answer(content: dict[str, Any], status: int = 200) -> Response:
