@@ -382,7 +382,7 @@ class Traffic:
 
     def send(self) -> None:
         client = connect(self.settings)
-        while not self.over.wait(0.1):
+        while not self.over.wait(0.2):
             number, self.begun = self.begun, self.begun + 1
             import_id, content = uuid.uuid4().hex, self.content(number)
             if number % 3 == 0:
