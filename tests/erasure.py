@@ -76,3 +76,15 @@ def killed(server: EmbeddedServer, settings: Settings, statements: int, kind: st
     arguments = [sys.executable, "-c", KILLED, str(statements), kind, name, value]
     ended = subprocess.run(arguments, env=environ, cwd=PROJECT_DIR, capture_output=True, text=True, timeout=300)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+def command(environ: dict[str, str], settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a module of the project as a person does, on the settings' landing folder."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        env=environ | {"LANDING_URL": settings.landing_url},
+        cwd=PROJECT_DIR,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

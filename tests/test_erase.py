@@ -8,8 +8,12 @@ import io
 import json
 import os
 import signal
+import threading
 import time
 import uuid
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +23,8 @@ import pytest
 import zstandard
 from clickhouse_connect.driver.client import Client
 from conftest import Dbt, EmbeddedServer, environment
-from erasure import account, event, killed, put
+from erasure import account, command, event, killed, put
+from exactness import Warehouse, everything
 
 from warehouse import landing
 from warehouse.conditions import Condition, ConditionError
@@ -27,7 +32,8 @@ from warehouse.connection import connect
 from warehouse.erase import rows_to_be_deleted
 from warehouse.framing import frames
 from warehouse.jobs import do_jobs, do_now
-from warehouse.landing import LandingFolder, Outcome, ingest, land, read_frames, spool, waiting_files
+from warehouse.landing import LandingFolder, Outcome, Unfinished, ingest, land, read_frames, spool, waiting_files
+from warehouse.rewriting import erase_lines
 from warehouse.schema import apply_schema
 from warehouse.settings import Settings
 
@@ -343,6 +349,212 @@ def test_values_leave_the_rollups_and_every_endpoint_is_right_at_once(
     for table in tables:
         assert user not in values(table), "physically, in every version of the row"
         assert f"f{user}" in values(table), "what is fresh stays"
+
+
+class Traffic:
+    """Batches that come by every door while rollups are built; each has a good and a bad line of every user.
+
+    Attributes:
+        there: the numbers of the batches that have been acknowledged.
+        begun: how many were begun to be sent.
+        imports: those that came over HTTP.
+    """
+
+    def __init__(self, warehouse: Warehouse, settings: Settings, users: list[str]) -> None:
+        self.warehouse, self.settings, self.users = warehouse, settings, users
+        self.there: list[int] = []
+        self.begun = 0
+        self.imports: list[str] = []
+        self.over = threading.Event()
+
+    def name(self, user: str, number: int) -> str:
+        """What only this user's events of this batch hold: in their id, type, session and properties."""
+        return f"{user}_{number}"
+
+    def content(self, number: int) -> bytes:
+        lines = []
+        for user in self.users:
+            name = self.name(user, number)
+            good = event(user, event_id=name, event_type=name, session_id=name, event_time="2019-05-11 22:01:58")
+            good["properties"] = json.dumps({"key": "name", "value": name})
+            lines += [good, good | {"event_time": "yesterday"}]
+        return "\n".join(map(json.dumps, lines)).encode()
+
+    def send(self) -> None:
+        client = connect(self.settings)
+        while not self.over.wait(0.2):
+            number, self.begun = self.begun, self.begun + 1
+            import_id, content = uuid.uuid4().hex, self.content(number)
+            if number % 3 == 0:
+                land(client, self.settings, import_id, "http", frames([content]))
+                self.imports.append(import_id)
+            elif number % 3 == 1:
+                spool(self.settings, import_id, content, ".ndjson")
+            else:
+                put(self.settings, f"{number}.ndjson.gz", gzip.compress(content))
+            self.there.append(number)
+
+    def ingest(self) -> None:
+        client = connect(self.settings)
+        while not self.over.wait(0.05):
+            list(ingest(client, self.settings))
+
+    def build(self) -> None:
+        refresh = False
+        while not self.over.wait(0.05):
+            self.warehouse.build(refresh=refresh)
+            refresh = not refresh
+
+    def doors(self) -> list[Callable[[], None]]:
+        return [self.send, self.ingest, self.build]
+
+    def remains(self, user: str, numbers: Iterable[int]) -> dict[str, list[str]]:
+        """Where something of a user's events of these batches is, in every version of a row, and in every file."""
+        client, database = connect(self.settings), self.settings.database
+        names = [self.name(user, number) for number in numbers]
+        held = {
+            "app_events": "event_id from {table} where event_id in {names:Array(String)}",
+            "app_events_quarantine": "event_id from {table} where event_id in {names:Array(String)}",
+            "events_by_type_periods": "count.event_type as name from {table} array join counts as count "
+            "where name in {names:Array(String)}",
+            "event_properties_periods": "pair.property_value as name from {table} array join pairs as pair "
+            "where name in {names:Array(String)}",
+            "sessions_periods": "name from (select arrayJoin({names:Array(String)}) as name) where "
+            "reinterpretAsUInt128(sipHash128(name)) in "
+            "(select arrayJoin(session.session_keys) from {table} array join sessions as session)",
+        }
+        found = {}
+        for table, sql in held.items():
+            query = f"select distinct {sql.replace('{table}', f'{database}.{table}')}"
+            found[table] = [name for (name,) in client.query(query, parameters={"names": names}).result_rows]
+        for path in Path(self.settings.landing_url).rglob("*.*"):
+            with suppress(FileNotFoundError):
+                content = path.read_bytes()
+                text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+                found[path.name] = [name for name in names if f'"{name}"' in text]
+        return {place: names for place, names in found.items() if names}
+
+
+@pytest.mark.timeout(300)
+def test_erasing_while_events_come_in_and_rollups_are_built(
+    warehouse: Warehouse, server: EmbeddedServer, folder: Settings
+) -> None:
+    """What was there before is gone, at once and for good; everybody else, and what came later, is all there."""
+    forgotten, other = [f"f{uuid.uuid4().hex}" for _ in range(2)], f"o{uuid.uuid4().hex}"
+    traffic = Traffic(warehouse, folder, [*forgotten, other])
+    before: dict[str, list[int]] = {}
+    after: dict[str, int] = {}
+    with ThreadPoolExecutor() as pool:
+        doors = [pool.submit(door) for door in traffic.doors()]
+        try:
+            for user in forgotten:
+                time.sleep(3)
+                before[user] = list(traffic.there)
+                ended = command(server.environ, folder, "warehouse.erase", f"user_id = '{user}'")
+                after[user] = traffic.begun
+                assert ended.returncode == 0, ended.stderr
+                assert traffic.remains(user, before[user]) == {}
+        finally:
+            time.sleep(1)
+            traffic.over.set()
+        for door in doors:
+            door.result()
+    client = warehouse.client
+    assert {outcome.state for outcome in ingest(client, folder)} <= {"done"}
+    warehouse.assert_exact(*everything())
+    warehouse.build()
+    warehouse.assert_exact(*everything())
+    tables = {"app_events": "import_id", "app_events_quarantine": "c__import_id"}
+    for user in forgotten:
+        assert len(before[user]) > 3
+        assert traffic.remains(user, before[user]) == {}
+    for user in traffic.users:
+        for table in tables:
+            rows = client.query(
+                f"select event_id from {folder.database}.{table} where user_id = {{user:String}}",
+                parameters={"user": user},
+            ).result_rows
+            ids = [event_id for (event_id,) in rows]
+            assert len(set(ids)) == len(ids), "nothing is there twice"
+            assert {traffic.name(user, number) for number in range(after.get(user, 0), traffic.begun)} <= set(ids)
+    for import_id in traffic.imports[:10]:
+        account(client, folder, import_id)
+
+
+def test_the_command(server: EmbeddedServer, client: Client, folder: Settings) -> None:
+    """What docs/quarantine-and-erasure.md shows: counts first, then the work, then there is nothing left to do."""
+    user = f"u{uuid.uuid4().hex}"
+    lines = [event(user), event(user, event_time="yesterday"), event("someone")]
+    put(folder, "a.ndjson", "\n".join(map(json.dumps, lines)).encode())
+    list(ingest(client, folder))
+    condition = f"user_id = '{user}'"
+
+    def erase(*arguments: str) -> dict:
+        ended = command(server.environ, folder, "warehouse.erase", *arguments)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        return json.loads(ended.stdout)
+
+    for _ in range(2):
+        assert erase(condition, "--dry-run") == {
+            "rows_to_be_deleted": 2,
+            "app_events": 1,
+            "app_events_quarantine": 1,
+            "landing_folder": 2,
+        }
+    assert erase(condition) == {
+        "rows_affected": 2,
+        "app_events": 1,
+        "app_events_quarantine": 1,
+        "landing_folder": 2,
+        "files_rewritten": 1,
+        "files_unreadable": [],
+    }
+    assert erase(condition, "--dry-run")["rows_to_be_deleted"] == 0
+    assert erase(condition)["rows_affected"] == 0
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_the_command_says_in_a_sentence_why_it_does_nothing(
+    server: EmbeddedServer, client: Client, folder: Settings, dry_run: list[str]
+) -> None:
+    land(client, folder, uuid.uuid4().hex, "http", frames([json.dumps(event("u")).encode()]))
+
+    def refused(condition: str, **environ: str) -> str:
+        ended = command(server.environ | environ, folder, "warehouse.erase", condition, *dry_run)
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert len(ended.stderr.splitlines()) == 1, ended.stderr
+        return ended.stderr
+
+    assert "one event at a time" in refused("user_id in (select user_id from app_events)")
+    assert "breaks off" in refused("user_id = 'u1")
+    assert "empty" in refused("")
+    assert "Cannot parse" in refused("toDate(user_id) = '2024-01-01'")
+    assert "none answers at http://127.0.0.1:1." in refused("true", CLICKHOUSE_PORT="1")
+    assert "CLICKHOUSE_PORT" in refused("true", CLICKHOUSE_PORT="none")
+    Path(folder.landing_url).rmdir()
+    Path(folder.landing_url).write_bytes(b"")
+    assert "The landing folder cannot be read or written" in refused("user_id = 'nobody'")
+
+
+def test_counting_goes_on_when_a_file_is_written_or_gone(
+    client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = f"u{uuid.uuid4().hex}"
+    for name in ("gone", "kept", "written"):
+        put(folder, f"{name}.ndjson", json.dumps(event(user)).encode())
+    condition = Condition(client, f"user_id = '{user}'")
+    listed = LandingFolder.files
+
+    def and_then_gone(*arguments: object, **options: bool) -> list[landing.LandingFile]:
+        files = listed(*arguments, **options)
+        Path(folder.landing_url, "gone.ndjson").unlink(missing_ok=True)
+        return files
+
+    monkeypatch.setattr(LandingFolder, "files", and_then_gone)
+    with Path(folder.landing_url, "written.ndjson").open("ab"):
+        assert erase_lines(client, folder, condition, dry_run=True).lines == 1
+        with pytest.raises(Unfinished):
+            erase_lines(client, folder, condition)
 
 
 def test_truncating_leaves_nothing_but_the_account(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_the_api_asks_and_reads_and_nothing_else(api: Client, settings: Settings
     listed = {row["job_id"]: row for row in api.query(f"select * from {settings.database}.job_list").named_results()}
     assert listed[job_id] == found
     assert result(api, settings, "unheard-of") == {}
-    for table in ("jobs", "job_requests", "landing_files", "imports"):
+    for table in ("jobs", "job_states", "job_requests", "landing_files", "imports"):
         with pytest.raises(DatabaseError, match="Not enough privileges"):
             api.query(f"select * from {settings.database}.{table}")
     with pytest.raises(DatabaseError, match="Not enough privileges"):

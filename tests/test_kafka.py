@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 import uuid
@@ -245,6 +246,76 @@ def test_messages_that_are_delivered_again_count_once(own: EmbeddedServer, topic
     assert addresses == [(150,)], "a message keeps its import and line number"
 
 
+def test_dagster_has_a_check_that_is_red_when_consumers_are_in_trouble(
+    own: EmbeddedServer, topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dagster as dg
+
+    from orchestration.definitions import defs
+
+    for name in set(os.environ) - set(own.environ):
+        monkeypatch.delenv(name)
+    for name, value in own.environ.items():
+        monkeypatch.setenv(name, value)
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        repository = defs().get_repository_def()
+        asset_key = dg.AssetKey("app_events")
+        assert dg.AssetCheckKey(asset_key, "kafka_lag") in repository.asset_graph.asset_check_keys
+        sensor = repository.get_sensor_def("kafka_watch")
+
+        def tick(cursor: str | None = None) -> dg.SensorExecutionData:
+            return sensor.evaluate_tick(dg.build_sensor_context(instance, cursor=cursor, repository_def=repository))
+
+        def found() -> dg.AssetCheckEvaluation:
+            [evaluation] = tick().asset_events
+            assert (evaluation.asset_key, evaluation.check_name) == (asset_key, "kafka_lag")
+            return evaluation
+
+        client = connect(own.settings)
+        topic.send(*(event() for _ in range(10)))
+        until(lambda: topic.committed() == 10)
+        until(lambda: [row.data["lag"] for row in found().metadata["partitions"].records] == [0, None, None, None])
+        assert found().passed
+        assert "0 messages wait" in (tick(tick().cursor).skip_message or "")
+
+        client.command(f"detach table {own.settings.database}.app_events")
+        try:
+            topic.send(event())
+            until(lambda: "app_events" in found().description)
+            assert not found().passed
+            assert tick(tick().cursor).asset_events, "told again as long as it goes on"
+        finally:
+            client.command(f"attach table {own.settings.database}.app_events")
+        until(lambda: topic.committed() == 11)
+        assert found().passed, "a commit has followed the error"
+
+        apply_kafka(client, replace(topic.settings, kafka_brokers="127.0.0.1:1"))
+        until(lambda: not found().passed)
+        assert "127.0.0.1:1" in found().description
+        apply_kafka(client, topic.settings)
+
+        # Messages do not wait for long enough to be seen each time, so the view says that some do.
+        view = f"{own.settings.database}.kafka_lag"
+        client.command(
+            f"create or replace view {view} as select 't' as topic, toInt32(number) as partition, "
+            "9 as next_offset, 5 as lag, now('UTC') as last_commit_at, '' as last_error, null as last_error_at "
+            "from numbers(2)"
+        )
+        try:
+            monkeypatch.setenv("KAFKA_LAG_MAX", "10")
+            assert found().passed
+            monkeypatch.setenv("KAFKA_LAG_MAX", "9")
+            assert not found().passed
+            assert found().metadata["lag"].value == 10
+        finally:
+            apply_schema(own.settings)
+        monkeypatch.delenv("KAFKA_BROKERS")
+        without = defs().get_repository_def()
+        assert not any(key.name == "kafka_lag" for key in without.asset_graph.asset_check_keys)
+        assert not without.has_sensor_def("kafka_watch")
+
+
 def test_without_brokers_messages_stay_in_kafka(own: EmbeddedServer, topic: Topic) -> None:
     client = connect(own.settings)
     topic.send(event())
@@ -281,6 +352,7 @@ def test_settings_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         "KAFKA_BROKERS": "broker",
         "KAFKA_TOPIC": "a topic",
         "KAFKA_GROUP": "'",
+        "KAFKA_LAG_MAX": "many",
         "KAFKA_SECURITY_PROTOCOL": "TLS",
         "KAFKA_SASL_MECHANISM": "GSSAPI",
     }.items():

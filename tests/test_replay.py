@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from clickhouse_connect.driver.client import Client
 from conftest import EmbeddedServer
-from erasure import account, event, killed, put
+from erasure import account, command, event, killed, put
 
 from warehouse.conditions import QUARANTINE_COLUMNS, Condition
 from warehouse.framing import frames
@@ -112,3 +112,31 @@ def test_a_replay_that_is_killed_is_finished_by_whoever_comes_next(
     assert (job.status, job.rows_affected) == ("done", 3)
     after = account(client, settings, import_id)
     assert (after["lines"], after["kept"], after["quarantined"]) == (4, 3, 1)
+
+
+def test_the_command(server: EmbeddedServer, client: Client, settings: Settings) -> None:
+    """What docs/quarantine-and-erasure.md shows; a choice that cannot be used is one sentence."""
+    import_id = uuid.uuid4().hex
+    lines = [json.dumps(event("u", event_time="noon", country=country)) for country in ("FR", "US")]
+    land(client, settings, import_id, "http", frames(["\n".join(lines).encode()]))
+    edit(client, settings, import_id, "event_time = '2025-05-11 12:00:00'", "country = 'FR'")
+    where = ["--where", f"c__import_id = '{import_id}'"]
+
+    def replay(*arguments: str) -> dict:
+        ended = command(server.environ, settings, "warehouse.replay", *arguments)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        return json.loads(ended.stdout)
+
+    assert replay(*where, "--dry-run") == {"quarantined": 2, "would_pass": 1}
+    everything = replay("--dry-run")
+    assert everything["quarantined"] >= 2
+    assert everything["would_pass"] >= 1
+    assert replay(*where) == {"rows_affected": 1, "replayed": 1, "still_quarantined": 1}
+    assert replay(*where) == {"rows_affected": 0, "replayed": 0, "still_quarantined": 1}
+    assert [row[3] for row in rows(client, settings, import_id)] == ["FR"]
+    for refused, reason in {"nothing = 1": "names nothing", "": "empty", "country = 'FR": "breaks off"}.items():
+        for dry_run in ([], ["--dry-run"]):
+            ended = command(server.environ, settings, "warehouse.replay", "--where", refused, *dry_run)
+            assert (ended.returncode, ended.stdout) == (1, "")
+            assert len(ended.stderr.splitlines()) == 1, ended.stderr
+            assert reason in ended.stderr

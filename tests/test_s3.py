@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,13 +17,14 @@ import zstandard
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from conftest import EmbeddedServer, environment, refusal
+from erasure import command
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from test_landing import csv_text, event, kept, ndjson, parquet, run
 
 from warehouse import landing
 from warehouse.connection import connect
-from warehouse.landing import LandingFolder, Outcome, content_id, import_result, spool, waiting_files
+from warehouse.landing import LandingFolder, Outcome, content_id, import_result, read_frames, spool, waiting_files
 from warehouse.settings import Settings
 
 AWS = {
@@ -146,6 +148,51 @@ def test_unreadable_objects_are_set_aside(client: Client, bucket: Settings) -> N
     assert folder.fs.cat(folder.full("set_aside/a/none.parquet")) == b"no"
     assert [file.path for file in folder.files()] == ["z.ndjson"]
     assert len(kept(client, bucket, import_id)) == 3000
+
+
+def test_erasing_rewrites_objects(server: EmbeddedServer, client: Client, bucket: Settings) -> None:
+    """Every format, those set aside and those that wait: what remains is no new import."""
+    user = f"u{uuid.uuid4().hex}"
+    events = [event(number) | {"user_id": user if number % 2 else "someone"} for number in range(10)]
+    folder = LandingFolder(bucket)
+    writers = {
+        "a.ndjson": ndjson,
+        "day=1/b.json.gz": lambda events: gzip.compress(json.dumps(events).encode()),
+        "day=1/c.csv.zst": lambda events: zstandard.compress(csv_text(events)),
+        "day=2/d.parquet": parquet,
+    }
+    for name, write in writers.items():
+        put(bucket, name, write(events))
+    run(client, bucket)
+    put(bucket, "set_aside/e.ndjson", ndjson(events))
+    put(bucket, "none.ndjson", ndjson([event(1)]))
+    path = spool(bucket, uuid.uuid4().hex, ndjson(events), ".ndjson")
+    condition = f"user_id = '{user}'"
+    environ = server.environ | {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    counted = command(environ, bucket, "warehouse.erase", condition, "--dry-run")
+    assert json.loads(counted.stdout)["landing_folder"] == 30, counted.stderr
+    ended = command(environ, bucket, "warehouse.erase", condition)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) == {
+        "rows_affected": 25,
+        "app_events": 25,
+        "app_events_quarantine": 0,
+        "landing_folder": 25,
+        "files_rewritten": 5,
+        "files_unreadable": [],
+    }
+    for name in [*writers, "set_aside/e.ndjson"]:
+        lines = [json.loads(line) for batch in read_frames(folder, folder.file(name)) for line in batch.lines]
+        assert [line["event_id"] for line in lines] == [e["event_id"] for e in events if e["user_id"] == "someone"]
+    assert not folder.fs.exists(folder.full(path))
+    assert [outcome.lines for outcome in run(client, bucket).values()] == []
+    left = client.query(
+        "select event_id, count() from {database:Identifier}.app_events where event_id in {ids:Array(String)} "
+        "group by event_id",
+        parameters={"database": bucket.database, "ids": [e["event_id"] for e in events]},
+    ).result_rows
+    assert {event_id for event_id, _ in left} == {e["event_id"] for e in events if e["user_id"] == "someone"}
+    assert {copies for _, copies in left} == {5}
 
 
 def test_what_is_written_appears_whole_or_not_at_all(bucket: Settings) -> None:

@@ -8,21 +8,18 @@ files that are kept are rewritten, and only then, of rows that can no longer bec
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import Any
+from uuid import UUID
 
-import dotenv
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from warehouse.conditions import Condition, ConditionError
-from warehouse.connection import connect, refusal
-from warehouse.jobs import Interrupted, Job, JobError, cutoff, do_now, settle, to_the_end
+from warehouse.jobs import Job, JobError, command, cutoff, settle, to_the_end
 from warehouse.landing import Unfinished, ingest, waiting_files
 from warehouse.quarantine import quarantined_lines
 from warehouse.rewriting import erase_lines
-from warehouse.settings import PROJECT_DIR, Settings, SettingsError
+from warehouse.settings import Settings
 
 # A mutation rewrites the parts that hold such rows, and is over when this returns.
 MUTATION = {"mutations_sync": 2}
@@ -185,13 +182,32 @@ def purge_rollups(client: Client, settings: Settings) -> None:
     for _ in range(2):
         settle(client, settings)
         rollups = client.query(
-            "select table from system.columns where database = {database:String} and name = 'input_fingerprint' "
-            "and table in (select name from system.tables where database = {database:String} "
-            "and engine like '%MergeTree')",
+            "select uuid from system.tables where database = {database:String} and engine like '%MergeTree' "
+            "and name in (select table from system.columns where database = {database:String} and name = 'input_fingerprint')",
             parameters={"database": settings.database},
         ).result_rows
-        for (table,) in rollups:
-            _delete(client, settings, table, f"(period, input_rows, input_fingerprint) not in ({content})")
+        for (uuid,) in rollups:
+            _delete_in_rollup(client, settings, uuid, f"(period, input_rows, input_fingerprint) not in ({content})")
+
+
+def _delete_in_rollup(client: Client, settings: Settings, uuid: UUID, where: str) -> None:
+    """Delete rows of a table that a build with ``--full-refresh`` may rename, exchange or drop meanwhile."""
+
+    def name() -> str:
+        found = client.query(
+            "select name from system.tables where database = {database:String} and uuid = {uuid:UUID}",
+            parameters={"database": settings.database, "uuid": uuid},
+        ).result_rows
+        return found[0][0] if found else ""
+
+    while table := name():
+        try:
+            _delete(client, settings, table, where)
+        except ClickHouseError:
+            if name() == table:
+                raise
+        if name() == table:
+            return
 
 
 def _erased(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
@@ -204,7 +220,6 @@ def _erased(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
 
 
 def main() -> None:
-    dotenv.load_dotenv(PROJECT_DIR / ".env")
     parser = argparse.ArgumentParser(
         prog="python -m warehouse.erase",
         description="Erase events from app_events, its quarantine, the rollups and the landing folder, for good.",
@@ -212,23 +227,14 @@ def main() -> None:
     parser.add_argument("condition", help="SQL over the columns of an event, for example \"user_id = 'u1'\"")
     parser.add_argument("--dry-run", action="store_true", help="only say how much it would be")
     arguments = parser.parse_args()
-    try:
-        settings = Settings.from_env()
-        client = connect(settings)
+
+    def dry_run(client: Client, settings: Settings) -> dict[str, Any]:
         condition = Condition(client, arguments.condition)
-        if arguments.dry_run:
-            places = rows_to_be_deleted(client, settings, condition)
-            lines = erase_lines(client, settings, condition, dry_run=True).lines
-            print(json.dumps({"rows_to_be_deleted": sum(places.values()), **places, "landing_folder": lines}))
-            return
-        job = do_now(client, settings, "delete_data", {"delete_condition": arguments.condition})
-        if job.error:
-            sys.exit(job.error)
-        print(json.dumps(job.statistics))
-    except (ConditionError, SettingsError, Interrupted) as error:
-        sys.exit(str(error))
-    except ClickHouseError as error:
-        sys.exit(f"ClickHouse did not do it (CLICKHOUSE_HOST, CLICKHOUSE_PORT): {refusal(error)}.")
+        places = rows_to_be_deleted(client, settings, condition)
+        lines = erase_lines(client, settings, condition, dry_run=True).lines
+        return {"rows_to_be_deleted": sum(places.values()), **places, "landing_folder": lines}
+
+    command("delete_data", {"delete_condition": arguments.condition}, dry_run if arguments.dry_run else None)
 
 
 if __name__ == "__main__":

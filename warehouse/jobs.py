@@ -10,19 +10,24 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import logging
+import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import dotenv
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from warehouse.connection import refusal
+from warehouse.conditions import ConditionError
+from warehouse.connection import connect, refusal
 from warehouse.landing import folder_lock
-from warehouse.settings import Settings
+from warehouse.preflight import clickhouse_url
+from warehouse.settings import PROJECT_DIR, Settings, SettingsError
 
 # The longest that an insert may go on before a job gives up waiting for its end: a first build reads every event.
 SETTLE_SECONDS = 900
@@ -114,6 +119,41 @@ def do_now(client: Client, settings: Settings, kind: str, arguments: dict[str, A
         return _do(client, settings, Job(uuid.uuid4().hex, kind, arguments, "working", _now(client)))
 
 
+def command(
+    kind: str, arguments: dict[str, Any], dry_run: Callable[[Client, Settings], dict[str, Any]] | None = None
+) -> None:
+    """Do one job for a command line: print what it did, or end with one sentence that says why it did not.
+
+    Args:
+        dry_run: says what the job would do; it is called instead.
+    """
+    dotenv.load_dotenv(PROJECT_DIR / ".env")
+    # It reports failed connections to the terminal itself.
+    logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
+    try:
+        settings = Settings.from_env()
+        client = connect(settings)
+        if dry_run:
+            statistics = dry_run(client, settings)
+        else:
+            job = do_now(client, settings, kind, arguments)
+            if job.error:
+                sys.exit(job.error)
+            statistics = job.statistics
+        print(json.dumps(statistics))
+    except (ConditionError, SettingsError, Interrupted) as error:
+        sys.exit(str(error))
+    except OSError as error:
+        sys.exit(_unreadable(error))
+    except ClickHouseError as error:
+        why = f"none answers at {clickhouse_url(settings)}" if getattr(error, "code", None) is None else refusal(error)
+        sys.exit(f"ClickHouse did not do it (CLICKHOUSE_HOST, CLICKHOUSE_PORT): {why}.")
+
+
+def _unreadable(error: OSError) -> str:
+    return f"The landing folder cannot be read or written: {error.strerror or error}."
+
+
 def _do(client: Client, settings: Settings, job: Job) -> Job:
     from warehouse import erase, replay  # they are what is done, and know what a job is
 
@@ -124,7 +164,7 @@ def _do(client: Client, settings: Settings, job: Job) -> Job:
     except JobError as error:
         done = replace(job, status="error", error=str(error))
     except OSError as error:
-        done = replace(job, status="error", error=f"The landing folder cannot be read or written: {error.strerror}.")
+        done = replace(job, status="error", error=_unreadable(error))
     except ClickHouseError as error:
         if getattr(error, "code", None) is None:
             raise  # it is away: the job goes on when it is back

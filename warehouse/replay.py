@@ -8,21 +8,16 @@ with the import and line number that they came by, and leave the quarantine; the
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import Any
 
-import dotenv
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from warehouse.conditions import COLUMNS, QUARANTINE_COLUMNS, Condition, ConditionError
-from warehouse.connection import connect, refusal
 from warehouse.erase import ONCE, delete_quarantined
-from warehouse.jobs import Interrupted, Job, JobError, cutoff, do_now, to_the_end
+from warehouse.jobs import Job, JobError, command, cutoff, to_the_end
 from warehouse.quarantine import quarantined_lines
 from warehouse.schema import checked, kept
-from warehouse.settings import PROJECT_DIR, Settings, SettingsError
+from warehouse.settings import Settings
 
 EVERYTHING = "true"
 
@@ -40,7 +35,7 @@ def replay(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
     Raises:
         JobError: no condition that can be used.
     """
-    text = str(job.arguments.get("condition") or EVERYTHING)
+    text = str(job.arguments.get("condition", EVERYTHING))
     try:
         condition = Condition(client, text, QUARANTINE_COLUMNS)
     except ConditionError as error:
@@ -97,7 +92,6 @@ def _replayed(client: Client, settings: Settings, job: Job) -> int:
 
 
 def main() -> None:
-    dotenv.load_dotenv(PROJECT_DIR / ".env")
     parser = argparse.ArgumentParser(
         prog="python -m warehouse.replay",
         description="Move quarantined lines that are valid events by now to app_events.",
@@ -110,22 +104,12 @@ def main() -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="only say how many would pass")
     arguments = parser.parse_args()
-    try:
-        settings = Settings.from_env()
-        client = connect(settings)
-        condition = Condition(client, arguments.where, QUARANTINE_COLUMNS)
-        if arguments.dry_run:
-            rows, passing = lines_that_pass(client, settings, condition)
-            print(json.dumps({"quarantined": rows, "would_pass": passing}))
-            return
-        job = do_now(client, settings, "replay", {"condition": arguments.where})
-        if job.error:
-            sys.exit(job.error)
-        print(json.dumps(job.statistics))
-    except (ConditionError, SettingsError, Interrupted) as error:
-        sys.exit(str(error))
-    except ClickHouseError as error:
-        sys.exit(f"ClickHouse did not do it (CLICKHOUSE_HOST, CLICKHOUSE_PORT): {refusal(error)}.")
+
+    def dry_run(client: Client, settings: Settings) -> dict[str, Any]:
+        rows, passing = lines_that_pass(client, settings, Condition(client, arguments.where, QUARANTINE_COLUMNS))
+        return {"quarantined": rows, "would_pass": passing}
+
+    command("replay", {"condition": arguments.where}, dry_run if arguments.dry_run else None)
 
 
 if __name__ == "__main__":

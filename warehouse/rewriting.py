@@ -26,6 +26,7 @@ from warehouse.landing import (
     LandingFile,
     LandingFolder,
     Outcome,
+    Unfinished,
     Unreadable,
     content_id,
     pieces,
@@ -76,6 +77,10 @@ def erase_lines(client: Client, settings: Settings, condition: Condition, *, dry
             found = sum(sum(marks) for _, marks in _marked(client, settings, condition, folder, file))
             if found and not dry_run:
                 _rewrite(client, settings, condition, folder, file)
+        except (Unfinished, FileNotFoundError):
+            if not dry_run:
+                raise
+            continue  # a file that has just come or gone is no reason to say nothing of the others
         except (Unreadable, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise

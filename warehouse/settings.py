@@ -41,6 +41,7 @@ class Settings:
         landing_url: a local path or any fsspec URL.
         quarantine_share_max: the share of quarantined lines above which the asset check is red.
         kafka_brokers: ``host:port``, several with commas; empty when Kafka is no source.
+        kafka_lag_max: the number of messages that may wait before the asset check is red.
         kafka_security_protocol, kafka_sasl_mechanism: as librdkafka names them; empty for its defaults.
         query_limits: those of ``QUERY_LIMITS`` that there are.
     """
@@ -67,6 +68,7 @@ class Settings:
     kafka_brokers: str = ""
     kafka_topic: str = "app_events"
     kafka_group: str = "mobile_analytics"
+    kafka_lag_max: int = 100_000
     kafka_security_protocol: str = ""
     kafka_sasl_mechanism: str = ""
     kafka_sasl_username: str = ""
@@ -111,6 +113,7 @@ class Settings:
             kafka_brokers=_brokers(environ, "KAFKA_BROKERS"),
             kafka_topic=_kafka_name(environ, "KAFKA_TOPIC", "app_events"),
             kafka_group=_kafka_name(environ, "KAFKA_GROUP", "mobile_analytics"),
+            kafka_lag_max=_number(environ, "KAFKA_LAG_MAX", 100_000),
             kafka_security_protocol=_one_of(environ, "KAFKA_SECURITY_PROTOCOL", KAFKA_PROTOCOLS),
             kafka_sasl_mechanism=_one_of(environ, "KAFKA_SASL_MECHANISM", KAFKA_MECHANISMS),
             kafka_sasl_username=environ.get("KAFKA_SASL_USERNAME", ""),
@@ -133,6 +136,13 @@ def _port(environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name) or str(default)
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise SettingsError(f"{name} is {text!r}; it takes a port number from 1 to 65535.")
+    return int(text)
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name) or str(default)
+    if not (text.isdecimal() and text.isascii()):
+        raise SettingsError(f"{name} is {text!r}; it takes a whole number, such as {default}.")
     return int(text)
 
 

@@ -42,55 +42,10 @@ select
     now64(6, 'UTC') as updated_at
 from {database}.job_requests;
 
--- What became of one job, or of one import, which is a job of the kind import: of a file of the landing folder, once
--- Dagster has begun with it, or of a request. No row: there is none of that id, or its file still waits.
-create or replace view {database}.job_results
+-- Jobs, and imports of files as jobs of the kind import.
+create or replace view {database}.job_states
 sql security definer
 as
-with
-    file as
-    (
-        -- The same content may lie there under several names; the first one brought it.
-        select
-            count() > 0 as is_known,
-            argMin(ledger.state, (ledger.state, ledger.finished_at)) as state,
-            argMin(ledger.error, (ledger.state, ledger.finished_at)) as error,
-            argMin(ledger.started_at, (ledger.state, ledger.finished_at)) as started_at,
-            argMin(ledger.finished_at, (ledger.state, ledger.finished_at)) as finished_at
-        from {database}.landing_files as ledger final
-        where content_id = {job_id:String}
-    ),
-
-    arrived as
-    (
-        select
-            any(source) as source,
-            sum(lines) as lines,
-            sum(quarantined) as quarantined,
-            min(started_at) as started_at,
-            max(finished_at) as finished_at
-        from {database}.imports
-        where import_id = {job_id:String}
-    ),
-
-    imported as
-    (
-        select
-            arrived.lines as lines,
-            arrived.quarantined as quarantined,
-            if(file.is_known, file.started_at, arrived.started_at) as began_at,
-            if(file.is_known, file.finished_at, arrived.finished_at) as ended_at,
-            file.error as error,
-            multiIf(
-                file.is_known, if(file.state = 'done', 'done', 'error'),
-                arrived.source = 'http', 'done',
-                'working'
-            ) as status
-        from arrived
-        cross join file
-        where arrived.lines > 0 or file.is_known
-    )
-
 select
     job_id,
     kind::String as kind,
@@ -105,67 +60,63 @@ select
     statistics,
     error
 from {database}.jobs final
-where job_id = {job_id:String}
 
 union all
 
 select
-    {job_id:String},
+    content_id,
     'import',
-    status,
+    if(state = 'done', 'done', 'error'),
     '',
-    began_at,
-    began_at,
-    ended_at,
+    started_at,
+    started_at,
+    finished_at,
     lines - quarantined,
     lines,
     quarantined,
     '',
     error
-from imported;
+from {database}.landing_files final
+where content_id != ''
+-- The same content may lie there under several names; the first one brought it.
+order by state, finished_at
+limit 1 by content_id;
+
+-- What became of one job, or of one import: of a file of the landing folder, once Dagster has begun with it, or of a
+-- request. No row: there is none of that id, or its file still waits.
+create or replace view {database}.job_results
+sql security definer
+as
+with known as (select * from {database}.job_states where job_id = {job_id:String})
+
+select * from known
+
+union all
+
+-- Of a request, and of a file whose import goes on, there are only lines.
+select
+    {job_id:String},
+    'import',
+    if(any(imports.source) = 'http', 'done', 'working'),
+    '',
+    min(imports.started_at) as began_at,
+    began_at,
+    max(imports.finished_at),
+    sum(imports.kept),
+    sum(imports.lines),
+    sum(imports.quarantined),
+    '',
+    ''
+from {database}.imports as imports
+where import_id = {job_id:String} and import_id not in (select job_id from known)
+having count() > 0;
 
 -- The jobs and the imports of files of the last 48 hours, newest first.
 create or replace view {database}.job_list
 sql security definer
 as
 select *
-from
-(
-    select
-        job_id,
-        kind::String as kind,
-        status::String as status,
-        arguments,
-        created_at,
-        started_at,
-        toDateTime64(updated_at, 3, 'UTC') as updated_at,
-        rows_affected,
-        0::UInt64 as lines,
-        0::UInt64 as quarantined,
-        statistics,
-        error
-    from {database}.jobs final
-
-    union all
-
-    select
-        content_id,
-        'import',
-        if(state = 'done', 'done', 'error'),
-        '',
-        started_at,
-        started_at,
-        finished_at,
-        lines - quarantined,
-        lines,
-        quarantined,
-        '',
-        error
-    from {database}.landing_files final
-    where content_id != ''
-    order by state, finished_at
-    limit 1 by content_id
-)
+from {database}.job_states
 where created_at >= now64(3, 'UTC') - interval 48 hour
 order by created_at desc, job_id asc
 limit 100
