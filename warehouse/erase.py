@@ -182,8 +182,8 @@ def purge_rollups(client: Client, settings: Settings) -> None:
     for _ in range(2):
         settle(client, settings)
         rollups = client.query(
-            "select uuid from system.tables where database = {database:String} and engine like '%MergeTree' "
-            "and name in (select table from system.columns where database = {database:String} and name = 'input_fingerprint')",
+            "select uuid from system.tables where database = {database:String} and engine like '%MergeTree' and name "
+            "in (select table from system.columns where database = {database:String} and name = 'input_fingerprint')",
             parameters={"database": settings.database},
         ).result_rows
         for (uuid,) in rollups:
