@@ -53,7 +53,7 @@ NO_PARAMETERS = frozenset(("token", "from", "cli_version", "__tb__client", "mode
 
 # ClickHouse's codes.
 BAD_ARGUMENTS = 36
-UNKNOWN_FUNCTION, UNKNOWN_TABLE, TABLE_IS_DROPPED = 46, 60, 218
+UNKNOWN_FUNCTION, UNKNOWN_IDENTIFIER, UNKNOWN_TABLE, TABLE_IS_DROPPED = 46, 47, 60, 218
 TIMEOUT_EXCEEDED, TOO_SLOW = 159, 160
 MEMORY_LIMIT_EXCEEDED, TOO_MANY_ROWS_OR_BYTES = 241, 396
 OVERLOADED = (202, MEMORY_LIMIT_EXCEEDED, 473)  # too many queries, not enough memory, deadlock avoided
@@ -252,9 +252,10 @@ def _fetch(
     try:
         return database.fetch(endpoint.sql, values, output_format, query_id, settings=settings)
     except Error as error:
-        if error.code not in (UNKNOWN_TABLE, TABLE_IS_DROPPED) or not endpoint.sql_from_events:
+        # Not there, or with the columns of another layout while a build brings a new one.
+        if error.code not in (UNKNOWN_IDENTIFIER, UNKNOWN_TABLE, TABLE_IS_DROPPED) or not endpoint.sql_from_events:
             raise
-        log.warning("a table is not there", extra={"request_id": g.request_id, "endpoint": endpoint.name})
+        log.warning("a rollup is not there", extra={"request_id": g.request_id, "endpoint": endpoint.name})
         return database.fetch(endpoint.sql_from_events, values, output_format, query_id, settings=settings)
 
 

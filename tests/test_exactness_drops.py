@@ -157,6 +157,22 @@ def test_answers_stay_exact_while_rollups_are_dropped_and_built_anew(filled: War
         running.result()
 
 
+def test_endpoints_answer_while_a_rollup_has_another_layout(filled: Warehouse, api: Flask, dbt: Dbt) -> None:
+    """As during an upgrade: the table is a new one, or still an old one, and the views are not."""
+    expected, client, database = plain_answers(filled), filled.client, filled.settings.database
+    for rollup in filled.rollups:
+        drop(filled, rollup)
+        client.command(f"create table {database}.{rollup} (grain UInt8) engine = ReplacingMergeTree order by grain")
+    before = asked_of_events(filled)
+    assert answers(api, filled) == expected
+    assert asked_of_events(filled) == before + len(QUESTIONS)
+    dbt("build", "--exclude-resource-type", "unit_test")
+    before = asked_of_events(filled)
+    assert filled.stale_hours() == []
+    assert answers(api, filled) == expected
+    assert asked_of_events(filled) == before
+
+
 @pytest.mark.parametrize(
     ("start", "end", "of_events"),
     [
