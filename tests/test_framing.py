@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from warehouse import framing
@@ -100,6 +100,7 @@ def test_objects_come_out_as_they_went_in(objects: list, separator: str, piece: 
 PIECES = [b"{", b"}", b"[", b"]", b'"', b"\\", b"\n", b"\r\n", b" ", b",", b":", b'{"a":1}', b"x", b"\xff", b"\0", b"1"]
 
 
+@example(content=b"{{} ", piece=9, document=False)  # was cut where the block was the last one
 @given(content=st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join) | st.binary(max_size=60),
        piece=st.integers(1, 9), document=st.booleans())  # fmt: skip
 @settings(deadline=None, max_examples=1500)
