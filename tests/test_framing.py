@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from warehouse import framing
@@ -102,6 +102,7 @@ PIECES = [b"{", b"}", b"[", b"]", b'"', b"\\", b"\n", b"\r\n", b" ", b",", b":",
 
 @given(content=st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join) | st.binary(max_size=60),
        piece=st.integers(1, 9), document=st.booleans())  # fmt: skip
+@example(content=b"{{} ", piece=1, document=False)
 @settings(deadline=None, max_examples=1500)
 def test_any_bytes(content: bytes, piece: int, document: bool) -> None:
     """Nothing is dropped or moved, and pieces, block size and the fast path make no difference."""

@@ -124,7 +124,8 @@ class _Framer:
         opens with a brace too: inside a value a closing brace is never followed by an opening one.
         """
         if last:
-            end = len(block.rstrip(b" \t\r\n"))
+            end = len(block.rstrip(b"\n"))
+            end -= end < len(block) and block[end - 1] == 13
         else:
             # The last whole line may go on in the next block, so it waits for that.
             end = block.rfind(b"\n", 0, max(block.rfind(b"\n"), 0))
