@@ -17,8 +17,10 @@ FIND_PYTHON = for python in $(PYTHON) python3.11 python3.12 python3.13 python3.1
 run: $(INSTALLED)  ## ClickHouse, Dagster and the API, until Ctrl-C or SIGTERM
 	@exec python -m warehouse.run
 
+# Two processes, since tests often wait, each with a ClickHouse of its own. A file stays in one process, so that what
+# its tests share is made once; the files keep their order, so that runs differ little.
 test: $(INSTALLED) $(CLIENTS)
-	@exec python -m pytest
+	@exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	ruff format --check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +28,23 @@ if TYPE_CHECKING:
 SHARED_DATA = PROJECT_DIR.parent / "shared" / "data"
 
 
+def ports_of_this_process() -> Iterator[int]:
+    """Below the ports that the system gives by itself; workers of one run have none in common, nor have most runs."""
+    run, worker = os.environ.get("PYTEST_XDIST_TESTRUNUID"), os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    first = random.Random(run).randrange(10_000, 25_000) + 1000 * int(worker.removeprefix("gw"))  # noqa: S311 - no secret
+    yield from range(first, first + 1000)
+
+
+PORTS = ports_of_this_process()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that no other test is given, before or after: it can wait to be used, and be used again after a kill."""
+    for port in PORTS:
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("every port of this process has been given")
 
 
 def refusal(module: str, environ: dict[str, str]) -> str:

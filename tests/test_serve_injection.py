@@ -70,11 +70,11 @@ def test_sqlmap_finds_nothing_in_any_parameter(settings: Settings, tmp_path: Pat
         for endpoint in endpoints:
             values = {parameter.name: parameter.example for parameter in endpoint.parameters.values()}
             assert all(values.values()), f"{endpoint.name} has a parameter without an example"
-            url = f"{address}/v0/pipes/{endpoint.name}.json"
+            url = f"{address}/v0/pipes/{endpoint.name}.csv"
             runs.append((f"{endpoint.name}?{urlencode(values)}", f"{url}?{urlencode(values)}", ()))
             if endpoint.name == "events_by_type":
                 runs.append((f"{endpoint.name}, form", url, ("--data", urlencode(values))))
-                runs.append((f"{endpoint.name}, address", f"{address}/v0/pipes/events_by_type*.json", ()))
+                runs.append((f"{endpoint.name}, address", f"{address}/v0/pipes/events_by_type*.csv", ()))
         runs.append(
             ("events", f"{address}/v0/events?name=app_events", ("--data", '{"event_id": "e", "event_type": "t"}'))
         )

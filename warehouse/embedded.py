@@ -58,6 +58,10 @@ def write_configuration(settings: Settings, directory: Path) -> None:
             },
             # Leaves room for the API, Dagster and dbt on the same machine.
             "max_server_memory_usage_to_ram_ratio": "0.6",
+            # A delete or an update goes through a table part by part. Between them the engine waits up to a second, at
+            # random, as is good for thousands of tables; a table of sixty months then takes ten seconds.
+            "background_processing_pool_thread_sleep_seconds_if_nothing_to_do": "0.01",
+            "background_processing_pool_task_sleep_seconds_when_no_work_random_part": "0",
             "timezone": "UTC",
             # How far a consumer is behind stands in its statistics; a group waits for a killed one for its session.
             "kafka": {"statistics_interval_ms": "3000", "session_timeout_ms": "10000"},
