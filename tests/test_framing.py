@@ -103,7 +103,6 @@ PIECES = [b"{", b"}", b"[", b"]", b'"', b"\\", b"\n", b"\r\n", b" ", b",", b":",
 @example(content=b"{{} ", piece=9, document=False)  # was cut where the block was the last one
 @given(content=st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join) | st.binary(max_size=60),
        piece=st.integers(1, 9), document=st.booleans())  # fmt: skip
-@example(content=b"{{} ", piece=1, document=False)
 @settings(deadline=None, max_examples=1500)
 def test_any_bytes(content: bytes, piece: int, document: bool) -> None:
     """Nothing is dropped or moved, and pieces, block size and the fast path make no difference."""
