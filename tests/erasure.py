@@ -38,6 +38,7 @@ def account(client: Client, settings: Settings, import_id: str) -> dict:
         ).result_rows[0][0]
         assert row[column] == rows, (column, row)
     assert row["lines"] == row["kept"] + row["quarantined"] + row["erased"]
+    assert row["missing"] == 0
     return row
 
 

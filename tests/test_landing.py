@@ -111,6 +111,27 @@ def test_bytes_arrive_unchanged(client: Client, settings: Settings) -> None:
         assert bytes.fromhex(found[number]) == line.lstrip(b" \t\r")
 
 
+def test_the_account_tells_what_the_tables_hold_where_an_insert_was_torn(client: Client, settings: Settings) -> None:
+    """As a kill while the server writes can leave them: the books without a row, and a row that no book knows."""
+    torn, unknown = uuid.uuid4().hex, uuid.uuid4().hex
+    land(client, settings, torn, "http", frames([ndjson([event(1), event(2)]) + b"no event"]))
+    client.command(
+        f"delete from {settings.database}.app_events where import_id = {{id:String}} and line_number = 2",
+        parameters={"id": torn},
+    )
+    client.command(
+        f"insert into {settings.database}.app_events (event_id, event_type, event_time, import_id) "
+        "values ('e', 't', '2025-05-11 22:01:58', {id:String})",
+        parameters={"id": unknown},
+    )
+    rows = client.query(
+        "select source, lines, kept, quarantined, erased, missing, duplicates "
+        f"from {settings.database}.import_account where import_id in {{ids:Array(String)}} order by lines",
+        parameters={"ids": [torn, unknown]},
+    ).result_rows
+    assert rows == [("", 0, 1, 0, 0, -1, 0), ("http", 3, 1, 1, 0, 1, 0)]
+
+
 def test_nothing_to_land(client: Client, settings: Settings) -> None:
     assert land(client, settings, uuid.uuid4().hex, "http", frames([b"\n\n"])) == 0
     assert import_result(client, settings, uuid.uuid4().hex) == (0, 0, 0, [])
