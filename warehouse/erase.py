@@ -182,12 +182,17 @@ def purge_rollups(client: Client, settings: Settings) -> None:
     for _ in range(2):
         settle(client, settings)
         rollups = client.query(
-            "select uuid from system.tables where database = {database:String} and engine like '%MergeTree' and name "
-            "in (select table from system.columns where database = {database:String} and name = 'input_fingerprint')",
+            "select tables.uuid, max(columns.name = 'period') "
+            "from system.tables as tables inner join system.columns as columns "
+            "on columns.database = tables.database and columns.table = tables.name "
+            "where tables.database = {database:String} and tables.engine like '%MergeTree' "
+            "group by tables.uuid having max(columns.name = 'input_fingerprint')",
             parameters={"database": settings.database},
         ).result_rows
-        for (uuid,) in rollups:
-            _delete_in_rollup(client, settings, uuid, f"(period, input_rows, input_fingerprint) not in ({content})")
+        for uuid, has_period in rollups:
+            # One of another layout is emptied: the next build makes it anew.
+            stale = f"(period, input_rows, input_fingerprint) not in ({content})" if has_period else "true"
+            _delete_in_rollup(client, settings, uuid, stale)
 
 
 def _delete_in_rollup(client: Client, settings: Settings, uuid: UUID, where: str) -> None:
