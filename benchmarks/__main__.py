@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from benchmarks import endpoints, ingestion, memory, peers, serving, soak, spool
+from benchmarks import endpoints, ingestion, kafka, memory, peers, serving, soak, spool
 from benchmarks.report import machine
 
 BENCHMARKS: dict[str, Callable[[], str]] = {
     "ingestion": ingestion.run,
+    "kafka": kafka.run,
     "memory": memory.run,
     "spool": spool.run,
     "serving": serving.run,
