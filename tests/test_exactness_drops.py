@@ -108,6 +108,20 @@ def asked_of_events(warehouse: Warehouse) -> int:
     ).first_row[0]
 
 
+def assert_answered_from_events_until_a_build(
+    warehouse: Warehouse, api: Flask, dbt: Dbt, expected: list[Answer]
+) -> None:
+    """While no rollup can be read every question is asked of a twin; after a build none is."""
+    before = asked_of_events(warehouse)
+    assert answers(api, warehouse) == expected
+    assert asked_of_events(warehouse) == before + len(QUESTIONS)
+    dbt("build", "--exclude-resource-type", "unit_test")
+    before = asked_of_events(warehouse)
+    assert warehouse.stale_hours() == []
+    assert answers(api, warehouse) == expected
+    assert asked_of_events(warehouse) == before
+
+
 def test_endpoints_of_a_dropped_rollup_answer_from_events_until_it_is_built_again(
     filled: Warehouse, api: Flask, dbt: Dbt
 ) -> None:
@@ -121,15 +135,7 @@ def test_endpoints_of_a_dropped_rollup_answer_from_events_until_it_is_built_agai
         filled.client.command(definition)
     for rollup in tables:
         drop(filled, rollup)
-    before = asked_of_events(filled)
-    assert answers(api, filled) == expected
-    assert asked_of_events(filled) == before + len(QUESTIONS)
-
-    dbt("build", "--exclude-resource-type", "unit_test")
-    before = asked_of_events(filled)
-    assert filled.stale_hours() == []
-    assert answers(api, filled) == expected
-    assert asked_of_events(filled) == before
+    assert_answered_from_events_until_a_build(filled, api, dbt, expected)
 
 
 @pytest.mark.timeout(240, func_only=True)
@@ -163,14 +169,7 @@ def test_endpoints_answer_while_a_rollup_has_another_layout(filled: Warehouse, a
     for rollup in filled.rollups:
         drop(filled, rollup)
         client.command(f"create table {database}.{rollup} (grain UInt8) engine = ReplacingMergeTree order by grain")
-    before = asked_of_events(filled)
-    assert answers(api, filled) == expected
-    assert asked_of_events(filled) == before + len(QUESTIONS)
-    dbt("build", "--exclude-resource-type", "unit_test")
-    before = asked_of_events(filled)
-    assert filled.stale_hours() == []
-    assert answers(api, filled) == expected
-    assert asked_of_events(filled) == before
+    assert_answered_from_events_until_a_build(filled, api, dbt, expected)
 
 
 @pytest.mark.parametrize(

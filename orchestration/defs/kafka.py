@@ -4,7 +4,7 @@ import dagster as dg
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from warehouse.connection import connect
+from orchestration import checks
 from warehouse.settings import Settings
 
 ASSET = "app_events"
@@ -56,12 +56,7 @@ def evaluate(client: Client, settings: Settings) -> dg.AssetCheckEvaluation:
     description="No consumer of Kafka reports an error, and no more than KAFKA_LAG_MAX messages wait.",
 )
 def kafka_lag() -> dg.AssetCheckResult:
-    settings = Settings.from_env()
-    with connect(settings) as client:
-        found = evaluate(client, settings)
-    return dg.AssetCheckResult(
-        passed=found.passed, severity=found.severity, description=found.description, metadata=found.metadata
-    )
+    return checks.result(checks.evaluated(evaluate))
 
 
 @dg.sensor(
@@ -70,10 +65,8 @@ def kafka_lag() -> dg.AssetCheckResult:
     description="Looks at Kafka's consumers every minute; tells when they turn red, while they are, and green again.",
 )
 def kafka_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    settings = Settings.from_env()
     try:
-        with connect(settings) as client:
-            found = evaluate(client, settings)
+        found = checks.evaluated(evaluate)
     except ClickHouseError as error:
         return dg.SkipReason(f"ClickHouse does not answer: {error}")
     if found.passed and context.cursor == "green":

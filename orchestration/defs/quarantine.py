@@ -1,13 +1,12 @@
 """The share of lines that are no valid events: red when it is above ``QUARANTINE_SHARE_MAX``."""
 
 import json
-from contextlib import closing
 
 import dagster as dg
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from warehouse.connection import connect
+from orchestration import checks
 from warehouse.settings import Settings
 
 ASSET = "app_events_quarantine"
@@ -70,12 +69,7 @@ def evaluate(client: Client, settings: Settings) -> dg.AssetCheckEvaluation:
     description=f"No more than QUARANTINE_SHARE_MAX of the lines of the last {HOURS} hours are quarantined.",
 )
 def quarantine_share() -> dg.AssetCheckResult:
-    settings = Settings.from_env()
-    with closing(connect(settings)) as client:
-        found = evaluate(client, settings)
-    return dg.AssetCheckResult(
-        passed=found.passed, severity=found.severity, description=found.description, metadata=found.metadata
-    )
+    return checks.result(checks.evaluated(evaluate))
 
 
 @dg.sensor(
@@ -84,10 +78,8 @@ def quarantine_share() -> dg.AssetCheckResult:
     description="Evaluates the share of quarantined lines every minute; events that come over HTTP start no run.",
 )
 def quarantine_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    settings = Settings.from_env()
     try:
-        with closing(connect(settings)) as client:
-            found = evaluate(client, settings)
+        found = checks.evaluated(evaluate)
     except ClickHouseError as error:
         return dg.SkipReason(f"ClickHouse does not answer: {error}")
     state = json.dumps([found.passed, found.metadata["lines"].value, found.metadata["quarantined"].value])
