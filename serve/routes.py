@@ -263,12 +263,12 @@ def _holds_an_hour(values: Values) -> bool:
     """Whether a whole hour, the shortest period of a rollup, can lie between ``start_date`` and ``end_date`` (UTC)."""
     try:
         first, last = (datetime.fromisoformat(str(values.get(name))) for name in ("start_date", "end_date"))
-    except ValueError:  # one of them is open, or is no time
+        hour = first.replace(minute=0, second=0, microsecond=0)
+        if hour < first:
+            hour += HOUR
+        return last - hour >= HOUR - timedelta(seconds=1)
+    except (ValueError, TypeError):  # one is open, or, in an endpoint that declares its own, no time in UTC
         return True
-    hour = first.replace(minute=0, second=0, microsecond=0)
-    if hour < first:
-        hour += HOUR
-    return last - hour >= HOUR - timedelta(seconds=1)
 
 
 def respond(answer: Answer, media_type: str) -> Response:
