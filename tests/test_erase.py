@@ -572,6 +572,53 @@ def test_counting_goes_on_when_a_file_is_written_or_gone(
             erase_lines(client, folder, condition)
 
 
+def test_a_file_that_comes_while_the_folder_is_listed_is_neither_rewritten_nor_lost(
+    client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, other = f"u{uuid.uuid4().hex}", f"o{uuid.uuid4().hex}"
+    listed = LandingFolder.files
+    came: list[str] = []
+
+    def and_one_more(*arguments: object, **options: bool) -> list[landing.LandingFile]:
+        files = listed(*arguments, **options)
+        came.append(f"{len(came)}.ndjson")
+        put(
+            folder, came[-1], "\n".join(json.dumps(event(name, session_id=came[-1])) for name in (user, other)).encode()
+        )
+        return files
+
+    monkeypatch.setattr(LandingFolder, "files", and_one_more)
+    assert do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"}).status == "done"
+    monkeypatch.undo()
+    assert len(came) > 3
+    assert {outcome.state for outcome in ingest(client, folder)} == {"done"}
+    sessions = client.query(
+        f"select session_id from {folder.database}.app_events where user_id = '{other}' order by session_id"
+    ).result_rows
+    assert [session for (session,) in sessions] == sorted(came)
+
+
+def test_erasures_one_right_after_the_other(client: Client, folder: Settings) -> None:
+    users = [f"u{uuid.uuid4().hex}" for _ in range(3)]
+    put(folder, "a.ndjson", "\n".join(json.dumps(event(user)) for user in users).encode())
+    assert [outcome.state for outcome in ingest(client, folder)] == ["done"]
+    condition = Condition(client, f"user_id = '{users[0]}'")
+    assert erase_lines(client, folder, condition).files == 1
+    job = do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{users[1]}'"})
+    assert (job.statistics["files_rewritten"], job.statistics["landing_folder"]) == (1, 1)
+    time.sleep(landing.QUIET_SECONDS + 0.1)
+    assert waiting_files(client, folder) == []
+    assert json.loads(Path(folder.landing_url, "a.ndjson").read_bytes())["user_id"] == users[2]
+
+
+def test_a_file_that_came_just_before_loses_the_lines_too(client: Client, folder: Settings) -> None:
+    user = f"u{uuid.uuid4().hex}"
+    Path(folder.landing_url).mkdir(exist_ok=True)
+    Path(folder.landing_url, "a.ndjson").write_text(json.dumps(event(user)))
+    job = do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"})
+    assert (job.status, job.rows_affected, job.statistics["landing_folder"]) == ("done", 1, 1)
+
+
 def test_truncating_leaves_nothing_but_the_account(tmp_path: Path) -> None:
     server = EmbeddedServer(environment(tmp_path))
     server.start()

@@ -8,6 +8,7 @@ files that are kept are rewritten, and only then, of rows that can no longer bec
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from warehouse.conditions import Condition, ConditionError
 from warehouse.jobs import Job, JobError, command, cutoff, settle, to_the_end
-from warehouse.landing import Unfinished, ingest, waiting_files
+from warehouse.landing import QUIET_SECONDS, LandingFolder, Unfinished, ingest, waiting_files
 from warehouse.quarantine import quarantined_lines
 from warehouse.rewriting import erase_lines
 from warehouse.settings import Settings
@@ -81,6 +82,9 @@ def delete_data(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
 
 def _erase_in_landing_folder(client: Client, settings: Settings, condition: Condition) -> dict[str, Any]:
     """Ingest what waits there, then rewrite what is kept there."""
+    folder = LandingFolder(settings)
+    if len(folder.files(young=True)) > len(folder.files()):
+        time.sleep(QUIET_SECONDS)  # what came just before would otherwise be ingested just after
     left = {outcome.path for outcome in ingest(client, settings) if outcome.state == "left"}
     if waiting := [file.path for file in waiting_files(client, settings) if file.path in left]:
         raise JobError(f"{waiting[0]} cannot be ingested now, so nothing was erased; see why, and ask again.")

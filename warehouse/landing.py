@@ -327,13 +327,14 @@ class LandingFolder:
     def full(self, path: str) -> str:
         return f"{self.root}/{path}"
 
-    def files(self, *, set_aside: bool = False) -> list[LandingFile]:
+    def files(self, *, set_aside: bool = False, young: bool = False) -> list[LandingFile]:
         """Every complete file, spooled batches first and as they came, the others by path.
 
         Not the hidden and unfinished ones.
 
         Args:
             set_aside: those that were set aside instead of the others.
+            young: also those that changed so lately that they may still be written.
         """
         now = time.time()
         with _storage():
@@ -350,7 +351,8 @@ class LandingFolder:
                 continue
             if path.endswith((".tmp", ".part")):
                 continue
-            if self.local and parts[0] not in (SPOOL, UPLOADS) and now - info["mtime"] < QUIET_SECONDS:
+            may_be_written = self.local and parts[0] not in (SPOOL, UPLOADS)
+            if not young and may_be_written and now - info["mtime"] < QUIET_SECONDS:
                 continue
             file = LandingFile(path, info.get("size") or 0, _version(info))
             found.append((not file.import_id, _changed_at(info) if file.import_id else 0, path, file))
@@ -584,20 +586,26 @@ def folder_lock(settings: Settings, *, exclusive: bool) -> Iterator[None]:
             _held.discard(path)
 
 
-def waiting_files(client: Client, settings: Settings) -> list[LandingFile]:
-    """The complete files of the landing folder that were not dealt with yet."""
-    folder = LandingFolder(settings)
-    files = folder.files()
-    if all(file.import_id for file in files):
-        return files  # spooled batches are deleted once they are in
+def dealt_with(client: Client, settings: Settings, files: Iterable[LandingFile]) -> list[LandingFile]:
+    """Those of the files that the ledger holds, as they are now."""
+    kept = [file for file in files if not file.import_id]  # spooled batches are deleted once they are in
+    if not kept:
+        return []
     known = set(
         client.query(
             "select path, size, modified from {database:Identifier}.landing_files",
             parameters={"database": settings.database},
         ).result_rows
     )
-    new = [file for file in files if file.import_id or (file.path, file.size, file.modified) not in known]
-    return [file for file in new if not folder.is_being_written(file)]
+    return [file for file in kept if (file.path, file.size, file.modified) in known]
+
+
+def waiting_files(client: Client, settings: Settings) -> list[LandingFile]:
+    """The complete files of the landing folder that were not dealt with yet."""
+    folder = LandingFolder(settings)
+    files = folder.files()
+    known = set(dealt_with(client, settings, files))
+    return [file for file in files if file not in known and not folder.is_being_written(file)]
 
 
 def ingest(client: Client, settings: Settings) -> Iterator[Outcome]:

@@ -29,10 +29,10 @@ from warehouse.landing import (
     Unfinished,
     Unreadable,
     content_id,
+    dealt_with,
     pieces,
     read_frames,
     record,
-    waiting_files,
 )
 from warehouse.settings import Settings
 
@@ -58,25 +58,28 @@ class Rewritten(NamedTuple):
 def erase_lines(client: Client, settings: Settings, condition: Condition, *, dry_run: bool = False) -> Rewritten:
     """Rewrite the files that hold lines which the condition is about; what remains keeps its line numbers.
 
-    The ledger learns of a file's new content before the file is replaced, so it is never ingested as a new one. Files
-    that wait to be ingested are left out, unless it is a dry run.
+    The ledger learns of a file's new content before the file is replaced, so it is never ingested as a new one. A file
+    that the ledger does not hold is left out, unless it is a dry run: rewritten, it would never be ingested.
 
     Raises:
         OSError: a file cannot be read or written now.
         Unfinished: a file is being written.
     """
     folder = LandingFolder(settings)
-    waiting = [] if dry_run else waiting_files(client, settings)
-    known = [file for file in folder.files() if file not in waiting]
+    kept = folder.files(young=True)  # the erasure before this one may have written them
+    if not dry_run:
+        kept = dealt_with(client, settings, kept)
+        if any(map(folder.is_being_written, folder.files())):
+            raise Unfinished("It is still being written.")
     files = lines = 0
     unreadable = []
-    for file in known + folder.files(set_aside=True):
+    for file in kept + folder.files(set_aside=True):
         try:
             if file.extension not in EXTENSIONS:
                 raise Unreadable("It is of no known format.")
             found = sum(sum(marks) for _, marks in _marked(client, settings, condition, folder, file))
             if found and not dry_run:
-                _rewrite(client, settings, condition, folder, file)
+                _rewrite(client, settings, condition, folder, file, is_known=file in kept)
         except (Unfinished, FileNotFoundError):
             if not dry_run:
                 raise
@@ -122,11 +125,16 @@ def _marked(
 
 
 def _rewrite(
-    client: Client, settings: Settings, condition: Condition, folder: LandingFolder, file: LandingFile
+    client: Client,
+    settings: Settings,
+    condition: Condition,
+    folder: LandingFolder,
+    file: LandingFile,
+    *,
+    is_known: bool,
 ) -> None:
     started = datetime.datetime.now(datetime.UTC)
     marked = _marked(client, settings, condition, folder, file)
-    is_known = file in folder.files()
     with folder.write(file.path) as stored, folder.open(file) as original:
         if folder.local:
             os.fchmod(stored.fileno(), os.stat(folder.full(file.path)).st_mode & 0o777)
