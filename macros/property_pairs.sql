@@ -9,13 +9,17 @@
 
     Objects nested more than 32 deep stay JSON text.
 -#}
-{%- set members = "JSONExtractKeysAndValuesRaw(" ~ properties ~ ")" -%}
-if(
-    JSONHas({{ properties }}, 'key') and JSONHas({{ properties }}, 'value') and JSONLength({{ properties }}) = 2
-    and JSONType({{ properties }}, 'key') = 'String' and JSONType({{ properties }}, 'value') not in ('Object', 'Array'),
-    [(JSONExtractString({{ properties }}, 'key'), {{ property_text("JSONExtractRaw(" ~ properties ~ ", 'value')") }})],
-    arrayMap(
-        member -> (member.1, {{ property_text('member.2') }}),
+arrayMap(
+    member -> (
+        member.1,
+        {#- The text of a JSON value: strings without their quotes, null as empty, everything else as it is written. #}
+        multiIf(startsWith(member.2, '"'), JSONExtractString(member.2), member.2 = 'null', '', member.2)
+    ),
+    if(
+        JSONLength({{ properties }}) = 2
+        and JSONType({{ properties }}, 'key') = 'String'
+        and JSONHas({{ properties }}, 'value') and JSONType({{ properties }}, 'value') not in ('Object', 'Array'),
+        [(JSONExtractString({{ properties }}, 'key'), JSONExtractRaw({{ properties }}, 'value'))],
         arrayFold(
             (found, depth) -> arrayFlatten(
                 arrayMap(
@@ -31,13 +35,8 @@ if(
                 )
             ),
             range(least(32, toUInt64(greatest(1, countSubstrings({{ properties }}, '{')) - 1))),
-            {{ members }}
+            JSONExtractKeysAndValuesRaw({{ properties }})
         )
     )
 )
-{%- endmacro %}
-
-{% macro property_text(raw) -%}
-{#- The text of a JSON value: strings without their quotes, null as empty, everything else as it is written. -#}
-multiIf(startsWith({{ raw }}, '"'), JSONExtractString({{ raw }}), {{ raw }} = 'null', '', {{ raw }})
 {%- endmacro %}
