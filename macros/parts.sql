@@ -5,13 +5,15 @@
     relation, events alone. Parts overlap; asked_for() picks those that make up a range.
 
     The stale periods are a scalar: the subquery runs once, and its array is a constant for all that use it. With a period
-    those around it are stale, or an event and a day that holds it could both be taken.
+    those around it are stale, or an event and a day that holds it could both be taken. One thread reads these few small
+    rows: to plan for more costs 2 ms of 29 over 90 days, and 11 of 47 over three years.
 -#}
 {%- if built %}
 with
     (
         select tuple(groupUniqArrayArray(arraySlice([{{ periods_around('period', lengths) }}], toSecond(period) + 1)))
         from ({{ stale_periods(built, lengths) }})
+        settings max_threads = 1
     ) as stale
 
 select
