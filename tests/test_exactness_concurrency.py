@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from clickhouse_connect.driver.client import Client
-from conftest import Dbt
+from conftest import Dbt, copy_of_the_project
 from exactness import Answer, Event, Question, Warehouse, distinct_events, everything, setting
 
 from warehouse.connection import connect
@@ -184,6 +185,41 @@ def test_a_query_sees_one_version_of_a_rollup_that_is_replaced_as_a_whole(wareho
         exchanging.result()
     for rollup in warehouse.rollups:
         client.command(f"drop table {database}.older_{rollup}")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--full-refresh",)], ids=["again", "in full"])
+def test_a_seed_is_never_seen_without_its_rows(
+    warehouse: Warehouse, dbt: Dbt, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """Every build loads the seeds: what stood in them stands in them meanwhile."""
+    over = threading.Event()
+    warehouse.land(batch(0))
+    questions = [Question("sessions_by_country", {"region": "Europe"}), Question("events_by_category", {})]
+    expected = [warehouse.plain_answer(question) for question in questions]
+    assert all(expected)
+    project = copy_of_the_project(tmp_path)
+    # Enough rows to take a while.
+    for name, row in (("countries", "X{0},Country,Nowhere\n"), ("event_categories", "type {0},stability\n")):
+        with (project / f"seeds/{name}.csv").open("a") as file:
+            file.writelines(row.format(number) for number in range(5_000))
+
+    def ask() -> int:
+        client, asked = connect(warehouse.settings, as_serve_user=True), 0
+        while not over.is_set():
+            for question, rows in zip(questions, expected, strict=True):
+                found = client.query(f"select * from {question.call(warehouse.settings.api_database)}").result_rows
+                assert found == rows, question
+                asked += 1
+        return asked
+
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(ask)
+        try:
+            dbt("seed", *arguments, project=project)
+        finally:
+            over.set()
+            dbt("seed")
+        assert asking.result() > 10
 
 
 @pytest.mark.timeout(SECONDS + 240, func_only=True)
