@@ -33,7 +33,7 @@
 {% endmaterialization %}
 
 {% macro is_incremental() %}
-{#- As dbt has it; and not when the table's columns are those of an earlier layout: then it is built in full. -#}
+{#- As dbt has it; and not when the table's columns, by name and type, are those of an earlier layout: then it is built in full. -#}
     {%- if not execute or should_full_refresh() or model.config.materialized != 'incremental' -%}
         {{ return(False) }}
     {%- endif -%}
@@ -41,6 +41,15 @@
     {%- if not relation or relation.type != 'table' -%}
         {{ return(False) }}
     {%- endif -%}
-    {%- set columns = adapter.get_columns_in_relation(relation) | map(attribute='name') | list -%}
-    {{ return(columns == model.columns.keys() | list) }}
+    {%- set declared = [] -%}
+    {%- for name, column in model.columns.items() -%}
+        {%- do declared.append("('" ~ name ~ "', toTypeName(defaultValueOfTypeName(" ~ string_literal(column.data_type) ~ ")))") -%}
+    {%- endfor -%}
+    {#- With their types, which ClickHouse writes in one way: the dimensions of a rollup are members of its tuples. -#}
+    {%- set same = run_query(
+        "select groupArray((name, type)) = [" ~ declared | join(", ") ~ "] from (select name, type from system.columns "
+        ~ "where database = '" ~ relation.schema ~ "' and table = '" ~ relation.identifier ~ "' order by position) "
+        ~ "settings print_pretty_type_names = 0"
+    ) -%}
+    {{ return(same.rows[0][0] == 1) }}
 {% endmacro %}

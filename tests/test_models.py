@@ -80,3 +80,43 @@ def test_an_endpoint_that_differs_from_its_yaml_never_goes_live(
 
 def test_freshness_is_told(dbt: Dbt) -> None:
     assert "freshness of landing.app_events" in dbt("source", "freshness", "--select", "source:landing.app_events")
+
+
+def test_a_rollup_whose_tuples_have_another_member_is_built_in_full(
+    dbt: Dbt, client: Client, settings: Settings, tmp_path: Path
+) -> None:
+    """A dimension more changes the type of a column and no column's name."""
+    rollup = ["--select", "events_by_type_periods", "events_by_type_parts"]
+    edits = [
+        ("models/rollups/_rollups__models.yml", "`event_count`", "`os_version` LowCardinality(String), `event_count`"),
+        ("models/rollups/events_by_type_periods.sql", "'app_version'", "'app_version', 'os_version'"),
+        ("macros/events_by_type_parts.sql", "'app_version',", "'app_version', 'os_version',"),
+        ("macros/events_by_type_parts.sql", "        app_version,\n", "        app_version,\n        os_version,\n"),
+    ]
+    project = copy_of_the_project(tmp_path)
+    for file, words, others in edits:
+        assert words in (project / file).read_text()
+        (project / file).write_text((project / file).read_text().replace(words, others))
+
+    def members_and_table() -> tuple[str, str]:
+        found = client.query(
+            "select c.type, toString(t.uuid) from system.columns as c "
+            "join system.tables as t on t.database = c.database and t.name = c.table "
+            "where c.database = {database:String} and c.table = 'events_by_type_periods' and c.name = 'counts'",
+            parameters={"database": settings.database},
+        )
+        return found.first_row
+
+    dbt("run", *rollup)
+    try:
+        dbt("run", *rollup, project=project)
+        members, table = members_and_table()
+        assert "os_version" in members
+        dbt("run", *rollup, project=project)
+        assert members_and_table() == (members, table), "built in full once"
+    finally:
+        dbt("run", *rollup)
+    members, table = members_and_table()
+    assert "os_version" not in members
+    dbt("run", *rollup)
+    assert members_and_table() == (members, table)
