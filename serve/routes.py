@@ -59,6 +59,8 @@ MEMORY_LIMIT_EXCEEDED, TOO_MANY_ROWS_OR_BYTES = 241, 396
 OVERLOADED = (202, MEMORY_LIMIT_EXCEEDED, 473)  # too many queries, not enough memory, deadlock avoided
 # How ClickHouse names a value of one of the types that it reads itself.
 _PARAMETER_IN_MESSAGE = re.compile(r"for query parameter '(\w+)'")
+# What ends an answer in those of ClickHouse's JSON formats that have it: how long it took.
+_STATISTICS = re.compile(rb'"statistics":\s*\{\s*"elapsed":[^{}]*\}\s*\}\s*\Z')
 
 Values = dict[str, Value | list[Value] | None]
 
@@ -283,7 +285,8 @@ def respond(answer: Answer, media_type: str) -> Response:
     response = Response(content, content_type=media_type)
     # The query runs each time: a client that has the same rows already is spared their transfer, and never a newer
     # answer. Weak, as the rows are equal and `statistics`, how long they took, is not.
-    rows = content.rpartition(b'"statistics":')[0] if media_type.startswith("application/json") else content
+    took = _STATISTICS.search(content) if media_type.startswith("application/json") else None
+    rows = content[: took.start()] if took else content
     response.set_etag(hashlib.blake2b(rows, digest_size=16).hexdigest(), weak=True)
     response.headers["Cache-Control"] = "private, no-cache"
     response.make_conditional(request)
