@@ -287,3 +287,13 @@ def test_the_reference_for_properties_equals_the_tutorials_sql(warehouse: Wareho
     tutorial = warehouse.client.query(question.plain(warehouse.settings.database)).result_rows
     assert warehouse.plain_answer(question) == tutorial
     assert len(tutorial) == 7
+
+
+def test_a_profile_in_which_joins_give_nulls_changes_no_answer(warehouse: Warehouse) -> None:
+    """As a server of one's own may have it: what a seed does not list stays empty text."""
+    warehouse.land([{"event_id": "e1", "event_type": "unlisted", "event_time": TIMES[6], "country": "ZZ"}])
+    questions = [Question("events_by_category", {}), Question("sessions_by_country", {})]
+    for question in questions:
+        for view in (call := question.call(warehouse.settings.api_database), call.replace("(", "__from_events(", 1)):
+            rows = warehouse.serve.query(f"select * from {view}", settings={"join_use_nulls": 1}).result_rows
+            assert rows == warehouse.plain_answer(question) != [], view

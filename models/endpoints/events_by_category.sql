@@ -22,3 +22,5 @@ select
 from events_categorised
 group by category
 order by event_count desc, category asc
+-- Whatever the user's profile says: what a seed does not list is empty text.
+settings join_use_nulls = 0
