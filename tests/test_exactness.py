@@ -297,3 +297,12 @@ def test_a_profile_in_which_joins_give_nulls_changes_no_answer(warehouse: Wareho
         for view in (call := question.call(warehouse.settings.api_database), call.replace("(", "__from_events(", 1)):
             rows = warehouse.serve.query(f"select * from {view}", settings={"join_use_nulls": 1}).result_rows
             assert rows == warehouse.plain_answer(question) != [], view
+
+
+def test_an_event_that_carries_a_pair_twice_counts_once(warehouse: Warehouse) -> None:
+    twice = '{"a":1,"a":1,"b.c":2,"b":{"c":2}}'
+    warehouse.land([{"event_id": "e1", "event_type": "tap", "event_time": TIMES[6], "properties": twice}])
+    counted = [("tap", "a", "1", 1), ("tap", "b.c", "2", 1)]
+    assert warehouse.answer(Question("event_properties", {})) == counted
+    warehouse.build()
+    assert warehouse.answer(Question("event_properties", {})) == counted
