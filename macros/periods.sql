@@ -3,9 +3,10 @@
     second one a day, its third one a month. So one column and one set of values hold periods of every length, and
     toSecond(period) tells which it is: 0 an hour, 1 a day, 2 a month.
 
-    A period is stale if and only if the content of its input differs from what its row was built from: the number of
-    input rows and the sum of their content hashes. No clock and no look-back window takes part, so late events, deletes,
-    crashes and repeated runs need no special case. See docs/exactness.md.
+    A period is stale if and only if the content of its input differs from what its row was built from, the number of
+    input rows and the sum of their content hashes, or its row was built by other SQL. No clock and no look-back window
+    takes part, so late events, deletes, crashes, repeated runs and edited models need no special case. See
+    docs/exactness.md.
 
     Every function in an endpoint costs it 25 to 50 us of planning, twice: that is why names are this short to make.
 -#}
@@ -40,7 +41,8 @@ toStartOfHour({{ time }}), {{ day_of(time) }}{% if lengths == 3 %}, {{ month_of(
         sum(rows_now) as rows_now,
         sum(fingerprint_now) as fingerprint_now,
         sum(rows_built) as rows_built,
-        sum(fingerprint_built) as fingerprint_built
+        sum(fingerprint_built) as fingerprint_built,
+        sum(built_by) as built_by
     from
     (
         select
@@ -48,7 +50,8 @@ toStartOfHour({{ time }}), {{ day_of(time) }}{% if lengths == 3 %}, {{ month_of(
             input_rows as rows_now,
             input_fingerprint as fingerprint_now,
             0 as rows_built,
-            0 as fingerprint_built
+            0 as fingerprint_built,
+            0 as built_by
         from
         (
             {#- Must be grouped by toStartOfHour(event_time): then the projection content_by_hour answers it. #}
@@ -68,14 +71,24 @@ toStartOfHour({{ time }}), {{ day_of(time) }}{% if lengths == 3 %}, {{ month_of(
             0 as rows_now,
             0 as fingerprint_now,
             input_rows as rows_built,
-            input_fingerprint as fingerprint_built
+            input_fingerprint as fingerprint_built,
+            built_by
         from {{ built }} final
         {% endif %}
     )
     group by period
 {% endmacro %}
 
-{% macro stale_periods(built, lengths) %}
+{% macro stale_periods(built, lengths, sql_now) %}
     {{ periods_compared(built, lengths) }}
-    having (rows_now, fingerprint_now) != (rows_built, fingerprint_built)
+    having (rows_now, fingerprint_now, {{ sql_now }}) != (rows_built, fingerprint_built, built_by)
 {% endmacro %}
+
+{% macro sql_hash(rollup, parts_of_events) -%}
+{#-
+    What a row's built_by is when the SQL that built it is that of now: a hash of the parts of a rollup that are events alone,
+    and of the rollup's model. Spaces and Jinja's comments in the parts do not count.
+-#}
+{%- set model_node = graph.get('nodes', {}).get('model.' ~ project_name ~ '.' ~ rollup, {}) -%}
+{{ local_md5((parts_of_events ~ ' ' ~ model_node.get('raw_code', '')).split() | join(' '))[:15] | int(base=16) }}
+{%- endmacro %}

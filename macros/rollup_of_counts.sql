@@ -3,8 +3,9 @@
     The model of a rollup that counts: adds the parts within stale periods up to those periods, a row each, with an array
     `result` of (dimensions…, count). Hours are added up from events, days from hours, months from days.
 -#}
+{%- set sql_now = sql_hash(this.identifier, parts()) %}
 with
-    stale_periods as ({{ stale_periods(this if is_incremental(), 3) }}),
+    stale_periods as ({{ stale_periods(this if is_incremental(), 3, sql_now) }}),
 
     parts_added_up as
     (
@@ -43,6 +44,7 @@ select
     rows_now as input_rows,
     fingerprint_now as input_fingerprint,
     {{ result }},
+    {{ sql_now }}::UInt64 as built_by,
     now64(3, 'UTC') as built_at
 from stale_periods
 left join periods_rolled_up using (period)

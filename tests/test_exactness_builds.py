@@ -15,8 +15,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import Dbt
-from exactness import Event, Question, Warehouse, everything, setting
+from conftest import Dbt, copy_of_the_project
+from exactness import Answer, Event, Question, Warehouse, everything, setting
 
 from warehouse.settings import PROJECT_DIR
 
@@ -128,6 +128,46 @@ def test_what_a_query_of_the_documentation_says_about_stale_hours(warehouse: War
     }
     warehouse.build()
     assert stale() == {}
+
+
+def test_rows_of_other_sql_are_no_part_of_an_answer(warehouse: Warehouse, dbt: Dbt, tmp_path: Path) -> None:
+    """Edited, a model is right at once and by itself: without a full refresh, and before its rollup is built again."""
+    project = copy_of_the_project(tmp_path)
+    parts, rollup = project / "macros/events_by_type_parts.sql", project / "models/rollups/sessions_periods.sql"
+    parts.write_text(parts.read_text().replace("        event_type,\n", "        upper(event_type) as event_type,\n"))
+    # Of a day only the sessions of all countries together, which a column's type does not tell.
+    rollup.write_text(rollup.read_text().replace("(country, null), ", ""))
+    warehouse.land([{"event_id": "e1", "event_type": "tap", "event_time": START, "country": "FR", "session_id": "s"}])
+    of_a_country = Question("user_sessions", {"country": "FR"})
+
+    def answers() -> list[Answer]:
+        return [warehouse.answer(question) for question in (Question("events_by_type", {}), of_a_country)]
+
+    def built() -> set[str]:
+        said = dbt("run", "--select", "rollups", "endpoints", project=project)
+        return set(re.findall(r"(\w+): built (\d+) of \2 periods", said))
+
+    sessions = warehouse.plain_answer(of_a_country)
+    try:
+        warehouse.build()
+        assert answers() == [[("tap", 1)], sessions]
+        for view in ("events_by_type_parts", "sessions_parts"):
+            dbt("run", "--select", view, project=project)
+        assert answers() == [[("TAP", 1)], sessions]
+        dbt("run", "--select", "stale_hours", project=project)
+        stale = list(warehouse.client.query(f"select * from {warehouse.settings.database}.stale_hours").named_results())
+        assert {(row["rollup"], row["is_of_other_sql"]) for row in stale} == {
+            ("events_by_type_periods", 1),
+            ("sessions_periods", 1),
+        }
+        assert built() == {("events_by_type_periods", "3"), ("sessions_periods", "2")}
+        assert answers() == [[("TAP", 1)], []], "the day's row has lost its countries"
+        assert warehouse.stale_hours() == []
+        assert built() == set()
+    finally:
+        dbt("run", "--select", "rollups", "endpoints")
+    warehouse.assert_exact(*everything())
+    assert warehouse.stale_hours() == []
 
 
 def test_a_build_says_how_many_periods_it_built(warehouse: Warehouse, dbt: Dbt) -> None:

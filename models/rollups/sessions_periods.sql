@@ -1,5 +1,6 @@
+{%- set sql_now = sql_hash(this.identifier, sessions_parts()) -%}
 with
-    stale_periods as ({{ stale_periods(this if is_incremental(), 2) }}),
+    stale_periods as ({{ stale_periods(this if is_incremental(), 2, sql_now) }}),
 
     parts_added_up as
     (
@@ -64,6 +65,7 @@ select
     rows_now as input_rows,
     fingerprint_now as input_fingerprint,
     sessions,
+    {{ sql_now }}::UInt64 as built_by,
     now64(3, 'UTC') as built_at
 from stale_periods
 left join periods_rolled_up using (period)
