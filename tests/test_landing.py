@@ -240,6 +240,34 @@ def test_parquet_types(client: Client, folder: Settings) -> None:
     assert [json.loads(row[4] or "null") for row in rows] == [{"screen": "home"}, {}, None, {"x": None}]
 
 
+NO_UTF8 = [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([10**15], pa.timestamp("ms")),
+        pa.array([5_000_000], pa.date32()),
+        pa.array([2**62], pa.duration("s")),
+        pa.array([0], pa.timestamp("us", "No/Where")),
+        pa.Array.from_buffers(pa.string(), 1, NO_UTF8),
+        pa.array([[(b"key", "value")]], pa.map_(pa.binary(), pa.string())),
+        pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]),
+    ],
+    ids=["year 33658", "day in year 15659", "long duration", "zone", "text", "key of bytes", "key twice"],
+)
+def test_a_parquet_value_that_python_cannot_hold_blocks_nothing(
+    client: Client, folder: Settings, column: pa.Array
+) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"event_id": ["a"], "value": column}), sink)
+    put(folder, "a.parquet", sink.getvalue())
+    put(folder, "z.ndjson", ndjson([event(1)]))
+    outcomes = run(client, folder)
+    assert outcomes.pop("z.ndjson") == Outcome("z.ndjson", "done", 1, 0)
+    assert [(path, outcome.state) for path, outcome in outcomes.items()] == [("set_aside/a.parquet", "set aside")]
+
+
 def test_the_same_content_counts_once(client: Client, folder: Settings) -> None:
     """Under another name, compressed, touched, or sent over HTTP before: the same import."""
     content = ndjson([event(n) for n in range(10)])

@@ -866,7 +866,8 @@ def _parquet_frames(stream: IO[bytes], *, compressed: bool) -> Iterator[Frames]:
                     lines = [_json_object(row) for row in rows]
                     yield Frames(lines, range(number, number + len(lines)))
                     number += len(lines)
-        except pa.ArrowException as error:
+        # What Python has no value for (a year 10000, a text that is no UTF-8, an unknown zone) is refused in many ways.
+        except (pa.ArrowException, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise Unreadable(f"It is no Parquet file that can be read: {error}.") from error
 
 
