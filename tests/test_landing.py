@@ -268,6 +268,20 @@ def test_a_parquet_value_that_python_cannot_hold_blocks_nothing(
     assert [(path, outcome.state) for path, outcome in outcomes.items()] == [("set_aside/a.parquet", "set aside")]
 
 
+def test_a_name_that_is_no_utf_8_is_a_name(client: Client, folder: Settings) -> None:
+    """As archives and shares of other systems leave them: ingested, set aside and told like any other."""
+    import_id = put(folder, os.fsdecode(b"caf\xe9.ndjson"), ndjson([event(1)]))
+    put(folder, os.fsdecode(b"b\xe4d.parquet"), b"none")
+    put(folder, os.fsdecode(b"d\xe9/none"), b"none")
+    assert {path: outcome.state for path, outcome in run(client, folder).items()} == {
+        "caf\\xe9.ndjson": "done",
+        "set_aside/b\\xe4d.parquet": "set aside",
+        "set_aside/d\\xe9/none": "set aside",
+    }
+    assert len(kept(client, folder, import_id)) == 1
+    assert waiting_files(client, folder) == []
+
+
 def test_the_same_content_counts_once(client: Client, folder: Settings) -> None:
     """Under another name, compressed, touched, or sent over HTTP before: the same import."""
     content = ndjson([event(n) for n in range(10)])

@@ -86,7 +86,7 @@ def _erase_in_landing_folder(client: Client, settings: Settings, condition: Cond
     if len(folder.files(young=True)) > len(folder.files()):
         time.sleep(QUIET_SECONDS)  # what came just before would otherwise be ingested just after
     left = {outcome.path for outcome in ingest(client, settings) if outcome.state == "left"}
-    if waiting := [file.path for file in waiting_files(client, settings) if file.path in left]:
+    if waiting := [file.name for file in waiting_files(client, settings) if file.name in left]:
         raise JobError(f"{waiting[0]} cannot be ingested now, so nothing was erased; see why, and ask again.")
     try:
         rewritten = erase_lines(client, settings, condition)

@@ -259,6 +259,11 @@ class LandingFile:
     modified: str
 
     @property
+    def name(self) -> str:
+        """The path as it is stored and shown."""
+        return _text(self.path)
+
+    @property
     def import_id(self) -> str:
         """The id that a spooled batch or an upload carries in its name; empty for any other file."""
         folder, name = posixpath.split(self.path)
@@ -500,6 +505,11 @@ def _version(info: Mapping[str, Any]) -> str:
     return ""
 
 
+def _text(path: str) -> str:
+    """A path as text: the bytes of a local name that are no UTF-8, which Python keeps as surrogates, are escaped."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _changed_at(info: Mapping[str, Any]) -> float:
     """When a file was last changed, in Unix seconds; 0 where its file system does not tell."""
     for name in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
@@ -597,7 +607,7 @@ def dealt_with(client: Client, settings: Settings, files: Iterable[LandingFile])
             parameters={"database": settings.database},
         ).result_rows
     )
-    return [file for file in kept if (file.path, file.size, file.modified) in known]
+    return [file for file in kept if (file.name, file.size, file.modified) in known]
 
 
 def waiting_files(client: Client, settings: Settings) -> list[LandingFile]:
@@ -641,17 +651,17 @@ def _deal_with(client: Client, settings: Settings, folder: LandingFolder, file: 
     except (Unreadable, Unfinished, OSError) as error:
         if isinstance(error, Unfinished) or (isinstance(error, OSError) and error.errno is not None):
             # A writer, the disk, the network or a permission: not the fault of the file's content.
-            log.warning("%s was left where it is: %s", file.path, error)
-            return Outcome(file.path, "left", error=str(error))
+            log.warning("%s was left where it is: %s", file.name, error)
+            return Outcome(file.name, "left", error=_text(str(error)))
         reason = str(error) if isinstance(error, Unreadable) else f"It cannot be read to its end: {error}."
-        path = file.path
+        path = file.name
         try:
-            path = folder.set_aside(file)
+            path = _text(folder.set_aside(file))
         except FileNotFoundError:
             return None
         except OSError as failure:
-            log.warning("%s could not be moved to %s/: %s", file.path, SET_ASIDE, failure)
-        log.warning("%s was set aside: %s", file.path, reason)
+            log.warning("%s could not be moved to %s/: %s", file.name, SET_ASIDE, failure)
+        log.warning("%s was set aside: %s", file.name, reason)
         outcome, import_id = Outcome(path, "set aside", error=reason), file.import_id
     record(client, settings, file, outcome, import_id, started)
     if file.import_id:
@@ -668,7 +678,7 @@ def _ingest_group(
     known = _done(client, settings, list(group))
     new = [file for import_id, file in group.items() if import_id not in known]
     landed = pool.map(lambda file: _ingest_batch(client, settings, folder, file), new)
-    outcomes = {import_id: Outcome(group[import_id].path, "done") for import_id in group if import_id in known}
+    outcomes = {import_id: Outcome(group[import_id].name, "done") for import_id in group if import_id in known}
     outcomes |= {file.import_id: outcome for file, outcome in zip(new, landed, strict=True) if outcome}
     for import_id, quarantined in _quarantined(client, settings, list(outcomes)).items():
         if outcomes[import_id].lines:
@@ -683,12 +693,12 @@ def _ingest_group(
 def _ingest_batch(client: Client, settings: Settings, folder: LandingFolder, file: LandingFile) -> Outcome | None:
     """What became of a spooled batch; None when another run was faster."""
     try:
-        return Outcome(file.path, "done", land(client, settings, file.import_id, "http", read_frames(folder, file)))
+        return Outcome(file.name, "done", land(client, settings, file.import_id, "http", read_frames(folder, file)))
     except FileNotFoundError:
         return None
     except OSError as error:  # of the storage: a batch is text, and no text is at fault
-        log.warning("%s was left where it is: %s", file.path, error)
-        return Outcome(file.path, "left", error=str(error))
+        log.warning("%s was left where it is: %s", file.name, error)
+        return Outcome(file.name, "left", error=_text(str(error)))
 
 
 def _ingest_file(client: Client, settings: Settings, folder: LandingFolder, file: LandingFile) -> tuple[Outcome, str]:
@@ -699,11 +709,11 @@ def _ingest_file(client: Client, settings: Settings, folder: LandingFolder, file
         )
     import_id = file.import_id or _prove_readable(folder, file)
     if _done(client, settings, [import_id]):
-        return Outcome(file.path, "done"), import_id
-    source = "http" if posixpath.dirname(file.path) == SPOOL else file.path
+        return Outcome(file.name, "done"), import_id
+    source = "http" if posixpath.dirname(file.path) == SPOOL else file.name
     lines = land(client, settings, import_id, source, read_frames(folder, file))
     folder.require_complete(file)
-    return Outcome(file.path, "done", lines, import_result(client, settings, import_id).quarantined), import_id
+    return Outcome(file.name, "done", lines, import_result(client, settings, import_id).quarantined), import_id
 
 
 def _prove_readable(folder: LandingFolder, file: LandingFile) -> str:

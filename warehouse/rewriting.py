@@ -87,7 +87,7 @@ def erase_lines(client: Client, settings: Settings, condition: Condition, *, dry
         except (Unreadable, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            unreadable.append(file.path)
+            unreadable.append(file.name)
             continue
         files += found > 0
         lines += found
@@ -145,7 +145,7 @@ def _rewrite(
         with _compressed(stored, file) as output:
             new_id = content_id(_written(rewritten, output), file.extension)
         folder.require_complete(file)
-        done = Outcome(file.path, "done")
+        done = Outcome(file.name, "done")
         if is_known:
             record(client, settings, LandingFile(file.path, 0, ""), done, new_id, started)
     if is_known:
