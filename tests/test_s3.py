@@ -150,6 +150,21 @@ def test_unreadable_objects_are_set_aside(client: Client, bucket: Settings) -> N
     assert len(kept(client, bucket, import_id)) == 3000
 
 
+def test_a_name_is_no_pattern(client: Client, bucket: Settings) -> None:
+    """What is set aside is the object of that name, not what its name would match."""
+    bad = ["*.csv.gz", "sub/[1].csv.gz", "sub/?.csv.gz"]
+    for name in bad:
+        put(bucket, name, b"no")
+    for name in ("good.csv.gz", "sub/1.csv.gz"):
+        put(bucket, name, gzip.compress(csv_text([event(1)])))
+    outcomes = run(client, bucket)
+    assert {path for path, outcome in outcomes.items() if outcome.state == "set aside"} == {
+        f"set_aside/{name}" for name in bad
+    }
+    assert {path for path, outcome in outcomes.items() if outcome.lines == 1} == {"good.csv.gz", "sub/1.csv.gz"}
+    assert [file.path for file in LandingFolder(bucket).files()] == ["good.csv.gz", "sub/1.csv.gz"]
+
+
 def test_erasing_rewrites_objects(server: EmbeddedServer, client: Client, bucket: Settings) -> None:
     """Every format, those set aside and those that wait: what remains is no new import."""
     user = f"u{uuid.uuid4().hex}"

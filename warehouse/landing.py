@@ -452,7 +452,11 @@ class LandingFolder:
             if self.fs.exists(self.full(target)):
                 target = f"{target}.{secrets.token_hex(4)}"
             self.fs.makedirs(posixpath.dirname(self.full(target)), exist_ok=True)
-            self.fs.mv(self.full(file.path), self.full(target))
+            if self.local:
+                self.fs.mv(self.full(file.path), self.full(target))
+            else:  # which would take the name for a pattern, and move whatever it matches
+                self.fs.cp_file(self.full(file.path), self.full(target))
+                self.fs.rm_file(self.full(file.path))
         return target
 
     def remove(self, file: LandingFile) -> None:
