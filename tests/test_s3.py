@@ -150,6 +150,21 @@ def test_unreadable_objects_are_set_aside(client: Client, bucket: Settings) -> N
     assert len(kept(client, bucket, import_id)) == 3000
 
 
+def test_an_object_with_a_slash_too_many(client: Client, bucket: Settings) -> None:
+    """What a program makes that joins a prefix with its last slash and a name with its first."""
+    for name in ("/a.ndjson", "//b.ndjson", "c//d.ndjson"):
+        put(bucket, name, ndjson([event(1)]))
+    put(bucket, "/none.parquet", b"none")
+    outcomes = run(client, bucket)
+    assert outcomes.pop("set_aside//none.parquet").state == "set aside"
+    assert {path: outcome.lines for path, outcome in outcomes.items()} == {
+        "/a.ndjson": 1,
+        "//b.ndjson": 1,
+        "c//d.ndjson": 1,
+    }
+    assert waiting_files(client, bucket) == []
+
+
 def test_a_name_is_no_pattern(client: Client, bucket: Settings) -> None:
     """What is set aside is the object of that name, not what its name would match."""
     bad = ["*.csv.gz", "sub/[1].csv.gz", "sub/?.csv.gz"]

@@ -347,7 +347,7 @@ class LandingFolder:
             listed = self.fs.find(self.root, detail=True)
         found: list[tuple[bool, float, str, LandingFile]] = []
         for full, info in listed.items():
-            path = full[len(self.root) :].lstrip("/")
+            path = full[len(self.root) :].removeprefix("/")  # an object's name may itself begin with a slash
             parts = path.split("/")
             # Consoles of object stores make empty objects that stand for folders.
             if info.get("type") == "directory" or not parts[-1]:
