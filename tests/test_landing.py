@@ -347,6 +347,14 @@ def test_unfinished_files_wait(client: Client, folder: Settings) -> None:
     assert [file.path for file in waiting_files(client, folder)] == ["young.ndjson"]
 
 
+def test_a_file_that_was_changed_in_the_future_does_not_wait_for_it(client: Client, folder: Settings) -> None:
+    """As rsync or unzip leave it where the sender's clock or time zone is another."""
+    put(folder, "a.ndjson", ndjson([event(1)]))
+    os.utime(Path(folder.landing_url, "a.ndjson"), (4e9, 4e9))
+    assert run(client, folder) == {"a.ndjson": Outcome("a.ndjson", "done", 1, 0)}
+    assert run(client, folder) == {}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system tells who writes to a file")
 def test_a_file_that_a_program_has_open_for_writing_waits(client: Client, folder: Settings) -> None:
     """However long the program pauses: a file that is being copied or downloaded is not cut."""

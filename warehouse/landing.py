@@ -357,7 +357,8 @@ class LandingFolder:
             if path.endswith((".tmp", ".part")):
                 continue
             may_be_written = self.local and parts[0] not in (SPOOL, UPLOADS)
-            if not young and may_be_written and now - info["mtime"] < QUIET_SECONDS:
+            # A time to come is another clock's, or was copied with the file.
+            if not young and may_be_written and abs(now - info["mtime"]) < QUIET_SECONDS:
                 continue
             file = LandingFile(path, info.get("size") or 0, _version(info))
             found.append((not file.import_id, _changed_at(info) if file.import_id else 0, path, file))
