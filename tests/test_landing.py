@@ -450,6 +450,24 @@ def test_a_spooled_batch_is_ingested_by_its_id_and_deleted(client: Client, folde
             spool(folder, bad_id, b"", extension)
 
 
+def test_other_files_in_the_folders_of_uploads_and_batches(client: Client, folder: Settings) -> None:
+    """A user's own: they stay, one that has another's name but for an extension counts, and one being written waits."""
+    names = ["uploads/day.1.ndjson", "uploads/day.2.ndjson", "spool/day.1.ndjson", "spool/day.2.ndjson", "spool/a.csv"]
+    for name in names:
+        put(folder, name, csv_text([event(1)]) if name.endswith("csv") else ndjson([event(1)]))
+    for place in ("uploads/young.ndjson", "uploads/sub/young.ndjson"):
+        path = Path(folder.landing_url, place)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"{")
+    outcomes = run(client, folder)
+    assert {(path, outcome.lines, outcome.quarantined) for path, outcome in outcomes.items()} == {
+        (name, 1, 0) for name in names
+    }
+    assert all(Path(folder.landing_url, name).exists() for name in names)
+    put(folder, names[0], ndjson([event(1), event(2)]))
+    assert run(client, folder)[names[0]] == Outcome(names[0], "done", 2, 0)
+
+
 def test_spooling_that_fails_leaves_nothing_behind(folder: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")

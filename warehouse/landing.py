@@ -57,6 +57,10 @@ BATCHES_IN_FLIGHT = 4
 # Spooled batches that are entered into the ledger, and then deleted, together.
 BATCHES_A_GROUP = 64
 SPOOLED_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
+# What `spool` and `warehouse.uploads.keep` write; anything else in their folders is a file like any other.
+KEPT_NAME = re.compile(
+    rf"{SPOOL}/({SPOOLED_ID.pattern})\.(?:ndjson|jsonl|json)|{UPLOADS}/([0-9a-f]{{32}})(?:\.[a-z]+){{1,2}}"
+)
 SET_ASIDE = "set_aside"
 # A file of the local file system that changed within this many seconds may still be written.
 QUIET_SECONDS = 1.0
@@ -266,14 +270,18 @@ class LandingFile:
     @property
     def import_id(self) -> str:
         """The id that a spooled batch or an upload carries in its name; empty for any other file."""
-        folder, name = posixpath.split(self.path)
-        return name.split(".")[0] if folder in (SPOOL, UPLOADS) else ""
+        found = KEPT_NAME.fullmatch(self.path)
+        return (found[1] or found[2]) if found else ""
 
     @property
     def is_batch(self) -> bool:
         """True for the body of a request: plain text of one chunk at most."""
-        is_plain = self.extension in TEXT_EXTENSIONS and not self.compression
-        return posixpath.dirname(self.path) == SPOOL and is_plain and self.size <= CHUNK_BYTES
+        return self.is_spooled and self.size <= CHUNK_BYTES
+
+    @property
+    def is_spooled(self) -> bool:
+        """True for what ``spool`` wrote."""
+        return bool(self.import_id) and posixpath.dirname(self.path) == SPOOL
 
     @property
     def compression(self) -> str:
@@ -356,11 +364,11 @@ class LandingFolder:
                 continue
             if path.endswith((".tmp", ".part")):
                 continue
-            may_be_written = self.local and parts[0] not in (SPOOL, UPLOADS)
+            file = LandingFile(path, info.get("size") or 0, _version(info))
             # A time to come is another clock's, or was copied with the file.
+            may_be_written = self.local and not file.import_id
             if not young and may_be_written and abs(now - info["mtime"]) < QUIET_SECONDS:
                 continue
-            file = LandingFile(path, info.get("size") or 0, _version(info))
             found.append((not file.import_id, _changed_at(info) if file.import_id else 0, path, file))
         return [file for *_, file in sorted(found)]
 
@@ -715,7 +723,7 @@ def _ingest_file(client: Client, settings: Settings, folder: LandingFolder, file
     import_id = file.import_id or _prove_readable(folder, file)
     if _done(client, settings, [import_id]):
         return Outcome(file.name, "done"), import_id
-    source = "http" if posixpath.dirname(file.path) == SPOOL else file.name
+    source = "http" if file.is_spooled else file.name
     lines = land(client, settings, import_id, source, read_frames(folder, file))
     folder.require_complete(file)
     return Outcome(file.name, "done", lines, import_result(client, settings, import_id).quarantined), import_id

@@ -15,7 +15,6 @@ from warehouse.landing import (
     SPOOL,
     SPOOLED_ID,
     UPLOADS,
-    LandingFile,
     LandingFolder,
     Unreadable,
     content_id,
@@ -71,7 +70,7 @@ def keep(settings: Settings, pieces: Iterable[bytes], extension: str, limit: int
             start = file.read(4)
         compression = next((suffix for magic, suffix in _MAGIC.items() if start.startswith(magic)), "")
         draft = draft.rename(f"{draft}{extension}{compression}")
-        kept = LandingFile(f"{UPLOADS}/{draft.name}", draft.stat().st_size, "")
+        kept = folder.file(f"{UPLOADS}/{draft.name}")
         try:
             with folder.open(kept) as content:
                 import_id = content_id(_limited(_pieces(content), limit), extension)
