@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from conftest import EmbeddedServer, environment
 
 from warehouse import landing
 from warehouse.connection import connect
-from warehouse.framing import frames
+from warehouse.framing import Frames, frames
 from warehouse.landing import LandingFolder, Outcome, content_id, import_result, ingest, land, spool, waiting_files
 from warehouse.schema import apply_schema
 from warehouse.settings import PROJECT_DIR, Settings
@@ -388,6 +389,65 @@ def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_run(
     monkeypatch.undo()
     assert run(client, folder) == {"a.ndjson": Outcome("a.ndjson", "done", 3, 0)}
     assert len(kept(client, folder, content_id([b"".join(lines)]))) == 3
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_a_file_that_is_written_over_while_it_is_read_is_not_set_aside(
+    client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Its writer would go on in set_aside/, and nobody would ever read what it wrote."""
+    name, compress = f"a.ndjson.{suffix}", {"gz": gzip.compress, "zst": zstandard.compress}[suffix]
+    first, second = (
+        compress(ndjson([event(n, user_id=os.urandom(200).hex()) for n in range(20_000)])) for _ in range(2)
+    )
+    put(folder, name, first)
+    path = Path(folder.landing_url, name)
+    writers: list[io.BufferedWriter] = []
+    pieces = landing.pieces
+
+    def written_over(stream: io.RawIOBase) -> Iterator[bytes]:
+        for piece in pieces(stream):
+            if not writers:
+                writers.append(path.open("wb"))
+                writers[0].write(second[: len(second) // 2])
+                writers[0].flush()
+            yield piece
+
+    monkeypatch.setattr(landing, "pieces", written_over)
+    assert run(client, folder) == {name: Outcome(name, "left", error="It is still being written.")}
+    monkeypatch.undo()
+    with writers[0] as writer:
+        writer.write(second[len(second) // 2 :])
+    os.utime(path, (1e9, 1e9))
+    assert run(client, folder) == {name: Outcome(name, "done", 20_000, 0)}
+
+
+def test_a_file_that_is_written_over_while_it_goes_in_takes_nothing_from_a_copy_of_it(
+    client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is inserted under the id of some content is that content, or the next to bring it would lose lines."""
+    monkeypatch.setattr(landing, "CHUNK_BYTES", 50_000)
+    monkeypatch.setattr("warehouse.framing.BLOCK", 20_000)
+    content = ndjson([event(n) for n in range(9000)])
+    assert len(content) > landing.READ_BYTES
+    import_id = put(folder, "a.ndjson", content)
+    put(folder, "b.ndjson", content)
+    path = Path(folder.landing_url, "a.ndjson")
+    read_frames = landing.read_frames
+
+    def written_over(place: LandingFolder, file: landing.LandingFile) -> Iterator[Frames]:
+        for number, batch in enumerate(read_frames(place, file)):
+            if number == 0 and file.path == "a.ndjson":
+                path.write_bytes(ndjson([event(n) for n in range(9000)]))
+            yield batch
+
+    monkeypatch.setattr(landing, "read_frames", written_over)
+    outcomes = run(client, folder)
+    assert outcomes["a.ndjson"].state == "left"
+    assert outcomes["b.ndjson"] == Outcome("b.ndjson", "done", 9000, 0)
+    assert [row[0] for row in kept(client, folder, import_id)] == [
+        json.loads(line)["event_id"] for line in content.splitlines()
+    ]
 
 
 def test_the_same_bytes_in_another_format_are_another_import(client: Client, folder: Settings) -> None:

@@ -398,15 +398,15 @@ class LandingFolder:
         """The file's content, decompressed.
 
         Raises:
-            Unfinished: it is not what was listed, or still being written.
+            Unfinished: it is not what was listed, or still being written; also while it is read.
             OSError: without an ``errno``, compressed data that is damaged; with one, a failure of the storage.
         """
         with _storage():
             stored = self.fs.open(self.full(file.path), "rb")
         with stored:
-            # What is open now stays what it is: a name that is given to another file later does not change it.
+            # What is open now stays what it is when its name is given to another file; written over, it is noticed.
+            source = io.BufferedReader(_Stored(stored, self.local), READ_BYTES)
             self.require_complete(file)
-            source = stored if self.local else io.BufferedReader(_Remote(stored), READ_BYTES)
             if not file.compression:
                 yield source
             else:
@@ -484,11 +484,19 @@ def _storage() -> Iterator[None]:
         raise OSError(errno.EIO, str(error)) from error
 
 
-class _Remote(io.RawIOBase):
-    """A file of a remote storage whose failures are told from those of its content."""
+class _Stored(io.RawIOBase):
+    """A file whose storage's failures are told from those of its content, and of which one version is read."""
 
-    def __init__(self, stored: IO[bytes]) -> None:
+    def __init__(self, stored: IO[bytes], local: bool) -> None:
         self._stored = stored
+        self._local = local
+        self._version = self._written()
+
+    def _written(self) -> tuple[int, int]:
+        if not self._local:  # an object never changes
+            return 0, 0
+        status = os.fstat(self._stored.fileno())
+        return status.st_size, status.st_mtime_ns
 
     def readable(self) -> bool:
         return True
@@ -499,6 +507,9 @@ class _Remote(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         with _storage():
             piece = self._stored.read(len(buffer))
+            written = self._written()
+        if written != self._version:
+            raise Unfinished("It is still being written.")
         buffer[: len(piece)] = piece
         return len(piece)
 
@@ -669,9 +680,13 @@ def _deal_with(client: Client, settings: Settings, folder: LandingFolder, file: 
         reason = str(error) if isinstance(error, Unreadable) else f"It cannot be read to its end: {error}."
         path = file.name
         try:
+            folder.require_complete(file)  # another one may lie there by now
             path = _text(folder.set_aside(file))
         except FileNotFoundError:
             return None
+        except Unfinished as changed:
+            log.warning("%s was left where it is: %s", file.name, changed)
+            return Outcome(file.name, "left", error=str(changed))
         except OSError as failure:
             log.warning("%s could not be moved to %s/: %s", file.name, SET_ASIDE, failure)
         log.warning("%s was set aside: %s", file.name, reason)
