@@ -11,11 +11,12 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +27,7 @@ from conftest import Dbt, EmbeddedServer, environment
 from erasure import account, command, event, killed, put
 from exactness import Warehouse, everything
 
-from warehouse import landing
+from warehouse import landing, rewriting
 from warehouse.conditions import Condition, ConditionError
 from warehouse.connection import connect
 from warehouse.erase import purge_rollups, rows_to_be_deleted
@@ -596,6 +597,41 @@ def test_a_file_that_comes_while_the_folder_is_listed_is_neither_rewritten_nor_l
         f"select session_id from {folder.database}.app_events where user_id = '{other}' order by session_id"
     ).result_rows
     assert [session for (session,) in sessions] == sorted(came)
+
+
+@pytest.mark.parametrize("moment", ["before it is replaced", "after it was replaced"])
+def test_a_file_that_takes_the_name_of_one_that_is_rewritten_is_not_lost(
+    client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    user, other = f"u{uuid.uuid4().hex}", f"o{uuid.uuid4().hex}"
+    put(folder, "a.ndjson", "\n".join(json.dumps(event(name)) for name in (user, other)).encode())
+    assert [outcome.state for outcome in ingest(client, folder)] == ["done"]
+
+    def replaced() -> None:
+        put(folder, "new", json.dumps(event(other)).encode())
+        Path(folder.landing_url, "new").rename(Path(folder.landing_url, "a.ndjson"))
+
+    written, recorded = LandingFolder.write, rewriting.record
+
+    def record(*arguments: Any) -> None:
+        recorded(*arguments)
+        replaced()
+
+    @contextmanager
+    def write(*arguments: Any) -> Iterator[Any]:
+        with written(*arguments) as file:
+            yield file
+        replaced()
+
+    if moment == "before it is replaced":
+        monkeypatch.setattr(rewriting, "record", record)
+    else:
+        monkeypatch.setattr(LandingFolder, "write", write)
+    job = do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"})
+    assert job.status == ("error" if moment == "before it is replaced" else "done")
+    monkeypatch.undo()
+    assert [(outcome.path, outcome.lines) for outcome in ingest(client, folder)] == [("a.ndjson", 1)]
+    assert client.command(f"select count() from {folder.database}.app_events where user_id = '{other}'") == 2
 
 
 def test_erasures_one_right_after_the_other(client: Client, folder: Settings) -> None:

@@ -144,12 +144,15 @@ def _rewrite(
             rewritten = _without_lines(original, marked, file)
         with _compressed(stored, file) as output:
             new_id = content_id(_written(rewritten, output), file.extension)
-        folder.require_complete(file)
         done = Outcome(file.name, "done")
         if is_known:
             record(client, settings, LandingFile(file.path, 0, ""), done, new_id, started)
+        folder.require_complete(file)  # last: what replaces it until then is not replaced itself
     if is_known:
-        record(client, settings, folder.file(file.path), done, new_id, started)
+        lies_there = folder.file(file.path)
+        with folder.open(lies_there) as content:
+            if content_id(pieces(content), file.extension) == new_id:  # and nothing else that came meanwhile
+                record(client, settings, lies_there, done, new_id, started)
 
 
 def _compressed(stored: IO[bytes], file: LandingFile) -> AbstractContextManager[Any]:
