@@ -451,12 +451,17 @@ def test_a_file_that_is_written_over_while_it_goes_in_takes_nothing_from_a_copy_
 
 
 def test_the_same_bytes_in_another_format_are_another_import(client: Client, folder: Settings) -> None:
-    """An array is one line of NDJSON, which is no event, and two events of a document."""
+    """An array, or an object with a comma, is a line of NDJSON that is no event; a document holds two events."""
     content = json.dumps([event(1), event(2)]).encode()
     put(folder, "a.ndjson", content)
     assert run(client, folder) == {"a.ndjson": Outcome("a.ndjson", "done", 1, 1)}
     Path(folder.landing_url, "a.ndjson").rename(Path(folder.landing_url, "a.json"))
     assert run(client, folder) == {"a.json": Outcome("a.json", "done", 2, 0)}
+    content = b",\n".join(json.dumps(event(n)).encode() for n in range(2))
+    put(folder, "b.ndjson", content)
+    assert run(client, folder) == {"b.ndjson": Outcome("b.ndjson", "done", 2, 1)}
+    put(folder, "b.json", content)
+    assert run(client, folder) == {"b.json": Outcome("b.json", "done", 2, 0)}
 
 
 def test_a_backfill_of_a_day_that_still_receives_events(client: Client, folder: Settings) -> None:

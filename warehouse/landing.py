@@ -115,15 +115,13 @@ def content_id(chunks: Iterable[bytes], extension: str = ".ndjson") -> str:
     """The import id of some content: 32 hexadecimal characters made from its decompressed bytes and how they are read.
 
     Args:
-        extension: of its format. The same bytes are other lines in another format: an array is one line of NDJSON, and
-            many events of a JSON document.
+        extension: of its format. The same bytes are other lines in another format: an array, or objects with commas
+            between them, are lines that are no events in NDJSON, and events of a JSON document.
     """
     digest = hashlib.blake2b(digest_size=16)
-    first = b""
     for chunk in chunks:
         digest.update(chunk)
-        first = first or chunk.lstrip(b" \t\r\n\xef\xbb\xbf")[:1]
-    if extension == ".json" and first == b"[":
+    if extension == ".json":
         digest.update(b"array")
     elif extension not in TEXT_EXTENSIONS:
         digest.update(extension.encode())
