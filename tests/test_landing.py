@@ -533,6 +533,29 @@ def test_other_files_in_the_folders_of_uploads_and_batches(client: Client, folde
     assert run(client, folder)[names[0]] == Outcome(names[0], "done", 2, 0)
 
 
+@pytest.mark.parametrize("place", ["spool/{}.ndjson", "uploads/{}.ndjson", "{}.ndjson"])
+def test_a_file_dealt_with_again_is_said_to_have_brought_what_it_brought(
+    client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """By a run that follows one that was killed before it removed the file, or one that listed it at the same time."""
+    content = ndjson([event(1), event(2)]) + b"no event"
+    import_id = content_id([content])
+    put(folder, place.format(import_id), content)
+    files = waiting_files(client, folder)
+    monkeypatch.setattr(landing, "waiting_files", lambda *_: files)
+    monkeypatch.setattr(LandingFolder, "remove", lambda *_: None)
+    for lines in (3, 0):
+        assert [outcome.lines for outcome in run(client, folder).values()] == [lines]
+    monkeypatch.undo()
+    assert run(client, folder).keys() == ({place.format(import_id)} if "/" in place else set())
+    assert Path(folder.landing_url, place.format(import_id)).exists() == ("/" not in place)
+    job = client.query(
+        f"select status, lines, quarantined from {folder.database}.job_results(job_id = {{id:String}})",
+        parameters={"id": import_id},
+    ).result_rows
+    assert job == [("done", 3, 1)]
+
+
 def test_spooling_that_fails_leaves_nothing_behind(folder: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")

@@ -689,7 +689,8 @@ def _deal_with(client: Client, settings: Settings, folder: LandingFolder, file: 
             log.warning("%s could not be moved to %s/: %s", file.name, SET_ASIDE, failure)
         log.warning("%s was set aside: %s", file.name, reason)
         outcome, import_id = Outcome(path, "set aside", error=reason), file.import_id
-    record(client, settings, file, outcome, import_id, started)
+    if outcome.lines or not _is_recorded(client, settings, file):  # or a run ended before it was removed, or was faster
+        record(client, settings, file, outcome, import_id, started)
     if file.import_id:
         folder.remove(file)
     return outcome
@@ -710,7 +711,8 @@ def _ingest_group(
         if outcomes[import_id].lines:
             outcomes[import_id] = replace(outcomes[import_id], quarantined=quarantined)
     done = [(group[id_], outcome, id_) for id_, outcome in outcomes.items() if outcome.state == "done"]
-    _record_all(client, settings, done, started)
+    # What the ledger says of those that it knows stays: a run ended before they were removed, or was faster.
+    _record_all(client, settings, [entry for entry in done if entry[2] not in known], started)
     for file, _, _ in done:
         folder.remove(file)
     return list(outcomes.values())
@@ -767,6 +769,21 @@ def _done(client: Client, settings: Settings, import_ids: Sequence[str]) -> set[
         parameters={"database": settings.database, "ids": import_ids},
     ).result_rows
     return {import_id for (import_id,) in rows}
+
+
+def _is_recorded(client: Client, settings: Settings, file: LandingFile) -> bool:
+    """Whether the ledger holds the file as it is now."""
+    rows = client.query(
+        "select 1 from {database:Identifier}.landing_files "
+        "where path = {path:String} and size = {size:UInt64} and modified = {modified:String} limit 1",
+        parameters={
+            "database": settings.database,
+            "path": file.name,
+            "size": file.size,
+            "modified": file.modified,
+        },
+    ).result_rows
+    return bool(rows)
 
 
 def _quarantined(client: Client, settings: Settings, import_ids: Sequence[str]) -> dict[str, int]:
