@@ -599,6 +599,17 @@ def test_a_file_that_comes_while_the_folder_is_listed_is_neither_rewritten_nor_l
     assert [session for (session,) in sessions] == sorted(came)
 
 
+def test_a_file_that_a_link_leads_to_loses_the_lines(client: Client, folder: Settings, tmp_path: Path) -> None:
+    user = f"u{uuid.uuid4().hex}"
+    put(replace(folder, landing_url=str(tmp_path)), "a.ndjson", json.dumps(event(user)).encode())
+    Path(folder.landing_url, "a.ndjson").symlink_to(tmp_path / "a.ndjson")
+    job = do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"})
+    assert (job.status, job.rows_affected, job.statistics["landing_folder"]) == ("done", 1, 1)
+    assert user.encode() not in (tmp_path / "a.ndjson").read_bytes()
+    time.sleep(landing.QUIET_SECONDS + 0.1)
+    assert waiting_files(client, folder) == []
+
+
 @pytest.mark.parametrize("moment", ["before it is replaced", "after it was replaced"])
 def test_a_file_that_takes_the_name_of_one_that_is_rewritten_is_not_lost(
     client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch, moment: str

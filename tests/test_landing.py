@@ -348,6 +348,19 @@ def test_unfinished_files_wait(client: Client, folder: Settings) -> None:
     assert [file.path for file in waiting_files(client, folder)] == ["young.ndjson"]
 
 
+def test_a_link_is_the_file_that_it_leads_to(client: Client, folder: Settings, tmp_path: Path) -> None:
+    for place in (folder.landing_url, tmp_path):
+        put(replace(folder, landing_url=str(place)), "elsewhere/a.ndjson", ndjson([event(1)]))
+    link = Path(folder.landing_url, "link.ndjson")
+    link.symlink_to(tmp_path / "elsewhere" / "a.ndjson")
+    Path(folder.landing_url, "to_nothing.ndjson").symlink_to("nothing")
+    Path(folder.landing_url, "to_a_folder.ndjson").symlink_to("elsewhere")
+    assert run(client, folder) == {name: Outcome(name, "done", 1, 0) for name in ("elsewhere/a.ndjson", "link.ndjson")}
+    assert run(client, folder) == {}
+    put(replace(folder, landing_url=str(tmp_path)), "elsewhere/a.ndjson", ndjson([event(1), event(2)]))
+    assert run(client, folder) == {"link.ndjson": Outcome("link.ndjson", "done", 2, 0)}
+
+
 def test_a_file_that_was_changed_in_the_future_does_not_wait_for_it(client: Client, folder: Settings) -> None:
     """As rsync or unzip leave it where the sender's clock or time zone is another."""
     put(folder, "a.ndjson", ndjson([event(1)]))

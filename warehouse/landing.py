@@ -353,6 +353,11 @@ class LandingFolder:
             listed = self.fs.find(self.root, detail=True)
         found: list[tuple[bool, float, str, LandingFile]] = []
         for full, info in listed.items():
+            if info.get("islink"):  # what counts is what it leads to; a listing tells of the link
+                try:
+                    info = self.fs.info(full)
+                except OSError:
+                    continue
             path = full[len(self.root) :].removeprefix("/")  # an object's name may itself begin with a slash
             parts = path.split("/")
             # Consoles of object stores make empty objects that stand for folders.
@@ -431,6 +436,7 @@ class LandingFolder:
                     if not (keep and self.fs.exists(target)):
                         self.fs.put_file(copy.name, target)  # an object appears when its upload is complete
             return
+        target = os.path.realpath(target)  # of a link, what it leads to is written
         directory, name = os.path.split(target)
         os.makedirs(directory, exist_ok=True)
         _sync_directory(self.root)  # also when it is another thread that has just made the directory
