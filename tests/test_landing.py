@@ -348,6 +348,15 @@ def test_unfinished_files_wait(client: Client, folder: Settings) -> None:
     assert [file.path for file in waiting_files(client, folder)] == ["young.ndjson"]
 
 
+def test_another_content_of_the_same_size_and_time(client: Client, folder: Settings) -> None:
+    """As a copy leaves it that keeps times, of events that all have one length."""
+    for _ in range(2):
+        put(folder, "a.ndjson", ndjson([event(1)]))
+        os.utime(Path(folder.landing_url, "a.ndjson"), (1e9, 1e9))
+        assert run(client, folder) == {"a.ndjson": Outcome("a.ndjson", "done", 1, 0)}
+        assert run(client, folder) == {}
+
+
 def test_a_link_is_the_file_that_it_leads_to(client: Client, folder: Settings, tmp_path: Path) -> None:
     for place in (folder.landing_url, tmp_path):
         put(replace(folder, landing_url=str(place)), "elsewhere/a.ndjson", ndjson([event(1)]))

@@ -253,7 +253,7 @@ class LandingFile:
     Attributes:
         path: relative to the folder.
         size: in bytes, as it lies there.
-        modified: what its file system tells versions of a file apart by: when it was last changed, or its ETag.
+        modified: what its file system tells its versions apart by: when it and its inode were changed, or its ETag.
     """
 
     path: str
@@ -525,6 +525,10 @@ class _Stored(io.RawIOBase):
 
 
 def _version(info: Mapping[str, Any]) -> str:
+    # A copy that keeps times (rsync, tar) can have the size and time of what it replaces. The time at which an inode
+    # was changed nobody can set.
+    if "mtime" in info and "ino" in info:
+        return f"{info['mtime']} {info['created']}"
     # An object that is overwritten within a second keeps its time and, perhaps, its size.
     for name in ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "modified", "created"):
         if (value := info.get(name)) is not None:
