@@ -219,6 +219,16 @@ def test_csv_keeps_each_row_as_it_came(client: Client, folder: Settings) -> None
     assert found == {4: b"short,row", 6: b",no id,2025-01-01,", 7: b'"x","y","z"', 8: b"\xff\xfe,t,x,y"}
 
 
+def test_a_csv_quote_that_is_not_closed_swallows_no_rows(client: Client, folder: Settings) -> None:
+    rows = [b"event_id,user_id,event_type,event_time,properties"]
+    rows += [f"{uuid.uuid4().hex},u,open,2025-01-01 00:00:00,home".encode() for _ in range(3)]
+    put(folder, "a.csv", b"\n".join([*rows[:2], b'x,u,open,2025-01-01 00:00:00,"home', *rows[2:]]))
+    put(folder, "b.csv", b"\n".join([*rows, b'"two', b'lines",u,open,2025-01-01 00:00:00,"{}"']))
+    outcomes = run(client, folder)
+    assert outcomes["b.csv"] == Outcome("b.csv", "done", 4, 0)
+    assert outcomes["set_aside/a.csv"].error == "A quote that opens on line 3 or after it is not closed."
+
+
 def test_parquet_types(client: Client, folder: Settings) -> None:
     when = datetime.datetime(2025, 5, 11, 22, 1, 58, 123456, tzinfo=datetime.UTC)
     table = pa.table(

@@ -876,6 +876,8 @@ def _csv_frames(stream: IO[bytes]) -> Iterator[Frames]:
                 raise Unreadable(f"Line {rows.line_num + 1} is longer than {MAX_FRAME} characters.")
             taken.append(line)
             yield line
+        if taken:  # the reader asks for more only within quotes
+            raise Unreadable(f"A quote that opens on line {rows.line_num - len(taken) + 1} or after it is not closed.")
 
     csv.field_size_limit(MAX_FRAME)
     rows = csv.reader(physical_lines())
