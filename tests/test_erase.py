@@ -599,6 +599,27 @@ def test_a_file_that_comes_while_the_folder_is_listed_is_neither_rewritten_nor_l
     assert [session for (session,) in sessions] == sorted(came)
 
 
+def test_nothing_is_erased_while_a_folder_cannot_be_listed(
+    client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = f"u{uuid.uuid4().hex}"
+    put(folder, "day/a.ndjson", json.dumps(event(user)).encode())
+    assert [outcome.state for outcome in ingest(client, folder)] == ["done"]
+    scandir = os.scandir
+
+    def failing(path: str) -> Any:
+        if str(path).endswith("/day"):
+            raise OSError(5, "Input/output error")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    job = do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"})
+    assert (job.status, job.error) == ("error", "The landing folder cannot be read or written: Input/output error.")
+    monkeypatch.undo()
+    job = do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"})
+    assert (job.status, job.statistics["landing_folder"]) == ("done", 1)
+
+
 def test_a_file_that_a_link_leads_to_loses_the_lines(client: Client, folder: Settings, tmp_path: Path) -> None:
     user = f"u{uuid.uuid4().hex}"
     put(replace(folder, landing_url=str(tmp_path)), "a.ndjson", json.dumps(event(user)).encode())

@@ -350,14 +350,9 @@ class LandingFolder:
         now = time.time()
         with _storage():
             self.fs.invalidate_cache()
-            listed = self.fs.find(self.root, detail=True)
+            listed = dict(self._find()) if self.local else self.fs.find(self.root, detail=True)
         found: list[tuple[bool, float, str, LandingFile]] = []
         for full, info in listed.items():
-            if info.get("islink"):  # what counts is what it leads to; a listing tells of the link
-                try:
-                    info = self.fs.info(full)
-                except OSError:
-                    continue
             path = full[len(self.root) :].removeprefix("/")  # an object's name may itself begin with a slash
             parts = path.split("/")
             # Consoles of object stores make empty objects that stand for folders.
@@ -374,6 +369,17 @@ class LandingFolder:
                 continue
             found.append((not file.import_id, _changed_at(info) if file.import_id else 0, path, file))
         return [file for *_, file in sorted(found)]
+
+    def _find(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """What fsspec's own listing gives, but no folder is passed over that cannot be listed; links are followed."""
+        for folder, _, names in os.walk(self.root, onerror=_unlisted):
+            for name in names:
+                full = f"{folder}/{name}"
+                try:
+                    yield full, self.fs.info(full)
+                except OSError as error:
+                    if not os.path.islink(full):
+                        _unlisted(error)
 
     def file(self, path: str) -> LandingFile:
         """What lies there under a path now."""
@@ -522,6 +528,12 @@ class _Stored(io.RawIOBase):
 
     def tell(self) -> int:
         return self._stored.tell()
+
+
+def _unlisted(error: OSError) -> None:
+    """Pass over what has just gone, and a folder that may not be listed (lost+found); nothing else."""
+    if not isinstance(error, FileNotFoundError | PermissionError):
+        raise error
 
 
 def _version(info: Mapping[str, Any]) -> str:
