@@ -73,7 +73,7 @@ def erase_lines(client: Client, settings: Settings, condition: Condition, *, dry
             raise Unfinished("It is still being written.")
     files = lines = 0
     unreadable = []
-    for file in kept + folder.files(set_aside=True):
+    for file in kept + folder.files(set_aside=True, young=True):
         try:
             if file.extension not in EXTENSIONS:
                 raise Unreadable("It is of no known format.")
