@@ -136,6 +136,9 @@ def test_what_a_condition_is_about(client: Client, settings: Settings) -> None:
         "as CSV": f"e1,{user},open",
         "longer word": f"e1,{user}0,open",
         "escaped": '{"user_id": "\\u00e9' + user + '"',
+        "events in an array": json.dumps([event("someone"), event(user)]),
+        "values in an array": json.dumps(["e1", "someone", "open", "2025-05-11 22:01:58", "", "", "", "", "", user]),
+        "array of others": json.dumps([event("someone"), user + "0"]),
     }
     content = "\n".join(texts.values()).encode()
     land(client, settings, uuid.uuid4().hex, "http", frames([content]))
@@ -143,12 +146,12 @@ def test_what_a_condition_is_about(client: Client, settings: Settings) -> None:
     def count(condition: str) -> tuple[int, int]:
         return tuple(rows_to_be_deleted(client, settings, Condition(client, condition)).values())
 
-    assert count(f"user_id = '{user}'") == (1, 4)
-    assert count(f"user_id in ('{user}', 'é{user}')") == (1, 5)
+    assert count(f"user_id = '{user}'") == (1, 6)
+    assert count(f"user_id in ('{user}', 'é{user}')") == (1, 7)
     # An event_time that is no time is neither before nor after.
     assert count(f"user_id = '{user}' and event_time < '2026-01-01'") == (1, 1)
     assert count(f"user_id = '{user}' and event_time >= '2026-01-01'") == (0, 0)
-    assert count(f"position(properties, '{user}') > 0") == (1, 3)
+    assert count(f"position(properties, '{user}') > 0") == (1, 5)
 
 
 def test_erasing_a_user_reaches_every_table(client: Client, settings: Settings) -> None:

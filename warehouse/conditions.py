@@ -161,9 +161,9 @@ class Condition:
         """A query for the lines that the condition is about: import_id, line_number and raw, some perhaps repeatedly.
 
         Of a valid event and of a rejected one that can be read, it is about the columns; an ``event_time`` that is no
-        time is null. Where a column of a rejected line cannot be read (all of them when the line holds no event, one
-        when it holds an object), it is about the text: the line counts when the condition becomes true by one of the
-        texts that it names and the line holds as a word.
+        time is null. Where a column of a rejected line cannot be read (all of them when the line holds no event or an
+        array, one when it holds an object), it is about the text: the line counts when the condition becomes true by
+        one of the texts that it names and the line holds as a word.
 
         Args:
             lines: a table or subquery with the columns of ``landing``.
@@ -175,9 +175,9 @@ class Condition:
         texts = ", ".join(map(_quoted, words.values())) or "''"
         text_columns = [name for name, kind in COLUMNS.items() if kind == "String"]
         columns = ",\n            ".join(
-            f"if(guess.1 = '{name}', guess.2, event.{name}) as {name}"
+            f"multiIf(guess.1 = '{name}', guess.2, is_unreadable, '', event.{name}) as {name}"
             if name in text_columns
-            else f"event_time_utc as {name}"
+            else f"if(is_unreadable, null, event_time_utc) as {name}"
             for name in COLUMNS
         )
         unreadable = "[]" if self._holds_for_nothing else f"{text_columns}"
@@ -197,7 +197,9 @@ class Condition:
         (
             select
                 *,
-                arrayAll(text -> text = '', [{", ".join(f"event.{name}" for name in COLUMNS)}]) as is_unreadable,
+                -- Of an array the check takes the elements for the columns, in their order.
+                match(line, '^\\\\s*\\\\[')
+                or arrayAll(text -> text = '', [{", ".join(f"event.{name}" for name in COLUMNS)}]) as is_unreadable,
                 if(is_unreadable, {unreadable}, nested_columns) as unread_columns,
                 if(
                     is_valid,
