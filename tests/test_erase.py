@@ -277,6 +277,24 @@ def test_files_that_are_kept_lose_the_lines_and_are_not_ingested_again(client: C
     assert do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"}).rows_affected == 0
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+def test_csv_files_lose_the_lines_whatever_ends_them(
+    client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(rewriting, "READ_BYTES", 5)
+    user, other = f"u{uuid.uuid4().hex}", f"o{uuid.uuid4().hex}"
+    mine, yours = (f'{{}},open,2025-05-11 22:01:58,{name},"a{end}b"' for name in (user, other))
+    rows = [f'event_id,event_type,event_time,user_id,"of{end}two lines"', mine, yours, mine, yours, yours]
+    put(folder, "a.csv", "".join(row.format(n) + end for n, row in enumerate(rows)).encode())
+    before = lines(folder, "a.csv")
+    job = do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"})
+    assert (job.statistics["app_events"], job.statistics["landing_folder"]) == (2, 2)
+    assert job.statistics["files_unreadable"] == []
+    after = {number: line for number, line in before.items() if other.encode() in line}
+    assert len(after) == 3
+    assert lines(folder, "a.csv") == after
+
+
 def test_files_set_aside_lose_the_lines_too_or_are_named(client: Client, folder: Settings) -> None:
     user = f"u{uuid.uuid4().hex}"
     put(folder, "set_aside/a.ndjson", json.dumps(event(user)).encode() + b"\n{}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -37,6 +38,8 @@ from warehouse.landing import (
 from warehouse.settings import Settings
 
 BLANK_OR_MARK = b" \t\r\n\xef\xbb\xbf"
+# What ends a line of a CSV file; a line of any other text ends with a line feed alone.
+CSV_LINE_END = re.compile(rb"\r\n|\r|\n")
 # For each frame of a batch: true when it has to go.
 Marks = list[bool]
 
@@ -188,7 +191,8 @@ def _without_lines(original: IO[bytes], marked: Iterable[tuple[Frames, Marks]], 
                 header_done = True
             between += source.before(text)
             if is_marked:
-                between += b"\n" * text.count(b"\n")
+                is_csv = file.extension == ".csv"
+                between += b"".join(CSV_LINE_END.findall(text)) if is_csv else b"\n" * text.count(b"\n")
                 any_gone = True
                 continue
             if is_array and any_gone:
@@ -230,16 +234,20 @@ class _Text:
         return start.startswith(b"[")
 
     def lines(self, number: int) -> bytes:
-        """The next lines, with their line breaks."""
+        """The next lines of a CSV file, with their line breaks."""
         found = []
         while number:
-            end = self._ahead.find(b"\n", self._position) + 1
-            if end:
-                found.append(self._ahead[self._position : end])
-                self._position = end
-                number -= 1
-            elif not self._read():
+            end = CSV_LINE_END.search(self._ahead, self._position)
+            line = self._ahead[self._position : end.end()] if end else b""
+            # A carriage return that was read last may belong to a line feed that comes next.
+            is_open = not end or (end.group() == b"\r" and end.end() == len(self._ahead))
+            if is_open and self._read():
+                continue
+            if not line:
                 raise Unreadable("It is not what it was when it was framed.")
+            found.append(line)
+            self._position += len(line)
+            number -= 1
         return b"".join(found)
 
     def before(self, text: bytes) -> bytes:
