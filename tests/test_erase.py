@@ -709,6 +709,16 @@ def test_a_file_that_came_just_before_loses_the_lines_too(client: Client, folder
     assert (job.status, job.rows_affected, job.statistics["landing_folder"]) == ("done", 1, 1)
 
 
+def test_nothing_is_erased_while_a_file_is_not_known_to_be_complete(client: Client, folder: Settings) -> None:
+    """One dated in the future, as by the clock of another machine, would be ingested after the erasure."""
+    user = f"u{uuid.uuid4().hex}"
+    put(folder, "a.ndjson", json.dumps(event(user)).encode())
+    future = time.time() + 60
+    os.utime(Path(folder.landing_url, "a.ndjson"), (future, future))
+    job = do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"})
+    assert job.error == "a.ndjson cannot be ingested now, so nothing was erased; see why, and ask again."
+
+
 def test_truncating_leaves_nothing_but_the_account(tmp_path: Path) -> None:
     server = EmbeddedServer(environment(tmp_path))
     server.start()

@@ -17,7 +17,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from warehouse.conditions import Condition, ConditionError
 from warehouse.jobs import Job, JobError, command, cutoff, settle, to_the_end
-from warehouse.landing import QUIET_SECONDS, LandingFolder, Unfinished, ingest, waiting_files
+from warehouse.landing import QUIET_SECONDS, LandingFolder, Unfinished, dealt_with, ingest
 from warehouse.quarantine import quarantined_lines
 from warehouse.rewriting import erase_lines
 from warehouse.settings import Settings
@@ -83,10 +83,15 @@ def delete_data(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
 def _erase_in_landing_folder(client: Client, settings: Settings, condition: Condition) -> dict[str, Any]:
     """Ingest what waits there, then rewrite what is kept there."""
     folder = LandingFolder(settings)
-    if len(folder.files(young=True)) > len(folder.files()):
+    there = {file.path for file in folder.files(young=True)}
+    if len(there) > len(folder.files()):
         time.sleep(QUIET_SECONDS)  # what came just before would otherwise be ingested just after
-    left = {outcome.path for outcome in ingest(client, settings) if outcome.state == "left"}
-    if waiting := [file.name for file in waiting_files(client, settings) if file.name in left]:
+    for _ in ingest(client, settings):
+        pass
+    now = folder.files(young=True)
+    known = set(dealt_with(client, settings, now))
+    # Also one that goes on changing.
+    if waiting := [file.name for file in now if file.path in there and file not in known]:
         raise JobError(f"{waiting[0]} cannot be ingested now, so nothing was erased; see why, and ask again.")
     try:
         rewritten = erase_lines(client, settings, condition)
