@@ -343,6 +343,32 @@ def test_an_erasure_that_is_killed_is_finished_by_whoever_comes_next(
     assert account(client, folder, later)["erased"] == 0
 
 
+def test_what_comes_after_a_kill_cannot_keep_an_erasure_from_its_end(tmp_path: Path) -> None:
+    """The account tells of it already, so it has to be done, also where the condition fails for what came later."""
+    server = EmbeddedServer(environment(tmp_path))
+    server.start()
+    try:
+        settings = server.settings
+        apply_schema(settings)
+        client = connect(settings)
+        content = "\n".join(map(json.dumps, [event("1"), event("2"), event("1", event_time="no")])).encode()
+        land(client, settings, "before", "http", frames([content]))
+        killed(server, settings, 2, "delete_data", "delete_condition", "toUInt64(user_id) = 1")
+        later = "\n".join(map(json.dumps, [event("x"), event("x", event_time="no")])).encode()
+        land(client, settings, "later", "http", frames([later]))
+        [job] = do_jobs(client, settings)
+        assert (job.status, job.rows_affected) == ("done", 2)
+        after = account(client, settings, "before")
+        assert (after["kept"], after["quarantined"], after["erased"]) == (1, 0, 2)
+        assert account(client, settings, "later")["erased"] == 0
+        client.command(f"optimize table {settings.database}.app_events final")
+        job = do_now(client, settings, "delete_data", {"delete_condition": "toUInt64(user_id) = 2"})
+        assert "Cannot parse" in job.error
+        account(client, settings, "before")
+    finally:
+        server.stop()
+
+
 def test_values_leave_the_rollups_and_every_endpoint_is_right_at_once(
     client: Client, settings: Settings, dbt: Dbt
 ) -> None:

@@ -57,12 +57,14 @@ def delete_data(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
         raise JobError(str(error)) from error
     files = {} if job.cutoff else _erase_in_landing_folder(client, settings, condition)
     until = cutoff(client, settings, job)
-    events = f"inserted_at < {until} + 1 and {condition.sql}"
+    # Not evaluated for what came later: it may fail for that.
+    events = f"if(inserted_at < {until} + 1, {condition.sql}, false)"
     chosen = condition.lines(settings, quarantined_lines(settings, f"insertion_date <= {until}"))
     # A condition that fails for some row fails here, while nothing is written down yet.
-    rows_to_be_deleted(client, settings, condition)
-    _count_events(client, settings, job, events)
+    client.query(f"select count() from {settings.database}.app_events where {events}")
+    client.query(f"select count() from ({chosen})")
     with to_the_end():
+        _count_events(client, settings, job, events)
         client.command(
             f"""
             insert into {settings.database}.import_changes (import_id, job_id, change, line_number, raw_hash, rows)
