@@ -13,21 +13,35 @@ from typing import TYPE_CHECKING
 import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
+from clickhouse_connect.driver.httpclient import HttpClient
+from conftest import EmbeddedServer, environment
+from erasure import account, event
 
 from warehouse.connection import connect
 from warehouse.framing import frames
+from warehouse.jobs import Interrupted, do_jobs, do_now
 from warehouse.landing import ingest, land, spool
+from warehouse.schema import apply_schema
 from warehouse.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     import dagster as dg
-    from conftest import EmbeddedServer
 
 
 @pytest.fixture(scope="module")
 def api(settings: Settings) -> Client:
     """A client with the rights of the API."""
     return connect(settings, as_serve_user=True)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A ClickHouse that a test may empty."""
+    server = EmbeddedServer(environment(tmp_path_factory.mktemp("jobs")))
+    server.start()
+    apply_schema(server.settings)
+    yield server
+    server.stop()
 
 
 def ask(api: Client, settings: Settings, kind: str, **arguments: object) -> str:
@@ -83,6 +97,45 @@ def test_an_import_is_followed_by_its_id(api: Client, client: Client, settings: 
     found = result(api, settings, import_id)
     assert found["status"] == "error"
     assert "no Parquet file" in found["error"]
+
+
+@pytest.mark.parametrize("statement", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["delete_data", "truncate", "replay"])
+def test_what_fails_past_the_point_of_no_return_is_done_again(
+    own: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, kind: str, statement: int
+) -> None:
+    """As when the server runs out of memory after some of a statement's parts are written."""
+    settings = own.settings
+    client = connect(settings)
+    user = uuid.uuid4().hex
+    lines = [event(user), event(user, event_time="noon"), event(user, event_time="night")]
+    land(client, settings, user, "http", frames(["\n".join(map(json.dumps, lines)).encode()]))
+    client.command(
+        f"alter table {settings.database}.app_events_quarantine update event_time = '2025-05-11 12:00:00' "
+        "where event_time = 'noon'",
+        settings={"mutations_sync": 2},
+    )
+    arguments = {"delete_condition": f"user_id = '{user}'", "condition": f"user_id = '{user}'"}
+    command, done = HttpClient.command, 0
+
+    def failing(self: HttpClient, sql: str, *args: object, **options: object) -> object:
+        nonlocal done
+        answer = command(self, sql, *args, **options)
+        done += 1
+        if done == statement:
+            error = DatabaseError("Code: 241. DB::Exception: Memory limit exceeded. (MEMORY_LIMIT_EXCEEDED)")
+            error.code = 241
+            raise error
+        return answer
+
+    monkeypatch.setattr(HttpClient, "command", failing)
+    with pytest.raises(Interrupted):
+        do_now(client, settings, kind, arguments)
+    monkeypatch.undo()
+    [job] = do_jobs(client, settings)
+    assert (job.status, job.rows_affected) == ("done", 1 if kind == "replay" else 3)
+    after = account(client, settings, user)
+    assert (after["kept"], after["quarantined"], after["erased"]) == ((2, 1, 0) if kind == "replay" else (0, 0, 3))
 
 
 @pytest.fixture

@@ -116,18 +116,18 @@ def truncate(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
     if datasource not in ("app_events", "app_events_quarantine"):
         raise JobError("The datasource to truncate is app_events or app_events_quarantine.")
     until = cutoff(client, settings, job)
-    client.command(
-        f"""
-        insert into {settings.database}.import_changes (import_id, job_id, change, line_number, raw_hash, rows)
-        select c__import_id, {{job_id:String}}, 'quarantined erased', 0, 0, count()
-        from {settings.database}.app_events_quarantine
-        where insertion_date <= {until}
-        group by c__import_id
-        """,
-        parameters={"job_id": job.job_id},
-        settings=ONCE,
-    )
     with to_the_end():
+        client.command(
+            f"""
+            insert into {settings.database}.import_changes (import_id, job_id, change, line_number, raw_hash, rows)
+            select c__import_id, {{job_id:String}}, 'quarantined erased', 0, 0, count()
+            from {settings.database}.app_events_quarantine
+            where insertion_date <= {until}
+            group by c__import_id
+            """,
+            parameters={"job_id": job.job_id},
+            settings=ONCE,
+        )
         _delete(client, settings, "app_events_quarantine", f"insertion_date <= {until}")
         if datasource == "app_events":
             _count_events(client, settings, job, f"inserted_at < {until} + 1")

@@ -43,8 +43,12 @@ def replay(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
     until = cutoff(client, settings, job)
     if _replayed(client, settings, job):
         # Interrupted: these are in app_events already, and someone may have edited them since.
-        delete_quarantined(client, settings, job, "replayed")
-    lines = checked(settings, quarantined_lines(settings, f"insertion_date <= {until} and {condition.sql}"))
+        with to_the_end():
+            delete_quarantined(client, settings, job, "replayed")
+    # Not evaluated for what came later: it may fail for that.
+    lines = checked(settings, quarantined_lines(settings, f"if(insertion_date <= {until}, {condition.sql}, false)"))
+    # A condition that fails for some row fails here, while nothing has been moved yet.
+    client.query(f"select count() from ({lines})")
     columns = ", ".join(COLUMNS)
     # A line that lies in both tables has been moved by an attempt that ended there.
     moved = f"""
@@ -52,35 +56,35 @@ def replay(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
         from {settings.database}.app_events
         where import_id in (select c__import_id from {settings.database}.app_events_quarantine)
     """
-    client.command(
-        f"""
-        insert into {settings.database}.app_events ({columns}, import_id, line_number)
-        select {columns}, import_id, line_number
-        from ({kept(settings, f"({lines})")})
-        where (import_id, line_number, {columns}) not in ({moved})
-        """,
-        # They may be of hundreds of months; equal lines are no repetition.
-        settings=ONCE | {"max_partitions_per_insert_block": 0},
-    )
     values = ", ".join("event_time_utc" if name == "event_time" else f"event.{name}" for name in COLUMNS)
-    client.command(
-        f"""
-        insert into {settings.database}.import_changes (import_id, job_id, change, line_number, raw_hash, rows)
-        select import_id, {{job_id:String}}, 'replayed', line_number, cityHash64(raw), count()
-        from ({lines})
-        where is_valid and (import_id, line_number, {values}) in ({moved})
-        group by import_id, line_number, raw
-        """,
-        parameters={"job_id": job.job_id},
-        settings=ONCE,
-    )
     with to_the_end():
+        client.command(
+            f"""
+            insert into {settings.database}.app_events ({columns}, import_id, line_number)
+            select {columns}, import_id, line_number
+            from ({kept(settings, f"({lines})")})
+            where (import_id, line_number, {columns}) not in ({moved})
+            """,
+            # They may be of hundreds of months; equal lines are no repetition.
+            settings=ONCE | {"max_partitions_per_insert_block": 0},
+        )
+        client.command(
+            f"""
+            insert into {settings.database}.import_changes (import_id, job_id, change, line_number, raw_hash, rows)
+            select import_id, {{job_id:String}}, 'replayed', line_number, cityHash64(raw), count()
+            from ({lines})
+            where is_valid and (import_id, line_number, {values}) in ({moved})
+            group by import_id, line_number, raw
+            """,
+            parameters={"job_id": job.job_id},
+            settings=ONCE,
+        )
         delete_quarantined(client, settings, job, "replayed")
     replayed = _replayed(client, settings, job)
     return {
         "rows_affected": replayed,
         "replayed": replayed,
-        "still_quarantined": lines_that_pass(client, settings, condition)[0],
+        "still_quarantined": client.query(f"select count() from ({lines})").result_rows[0][0],
     }
 
 
