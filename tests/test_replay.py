@@ -76,6 +76,18 @@ def test_rows_that_were_corrected_move_and_keep_where_they_came_from(client: Cli
     assert account(client, settings, import_id) == after
 
 
+def test_events_that_become_equal_on_one_line_all_move(client: Client, settings: Settings) -> None:
+    import_id = uuid.uuid4().hex
+    good = event("u")
+    line = "".join(json.dumps(good | {"event_time": time}) for time in (good["event_time"], "noon", "night"))
+    land(client, settings, import_id, "http", frames([line.encode()]))
+    for time in ("noon", "night"):
+        edit(client, settings, import_id, f"event_time = '{good['event_time']}'", f"event_time = '{time}'")
+        assert replayed(client, settings, import_id).statistics["replayed"] == 1
+    after = account(client, settings, import_id)
+    assert (after["lines"], after["kept"], after["quarantined"]) == (3, 3, 0)
+
+
 def test_csv_rows_are_replayed_by_their_columns(client: Client, settings: Settings, tmp_path: Path) -> None:
     """Their raw line has no names; a row that still fails stays once."""
     folder = replace(settings, landing_url=str(tmp_path))

@@ -50,11 +50,13 @@ def replay(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
     # A condition that fails for some row fails here, while nothing has been moved yet.
     client.query(f"select count() from ({lines})")
     columns = ", ".join(COLUMNS)
-    # A line that lies in both tables has been moved by an attempt that ended there.
+    # A line that lies in both tables, here since the job began, has been moved by an attempt that ended there. The same
+    # may have come there before: on a line of its import there can be several events.
     moved = f"""
         select import_id, line_number, {columns}
         from {settings.database}.app_events
-        where import_id in (select c__import_id from {settings.database}.app_events_quarantine)
+        where inserted_at >= {until} + 1
+        and import_id in (select c__import_id from {settings.database}.app_events_quarantine)
     """
     values = ", ".join("event_time_utc" if name == "event_time" else f"event.{name}" for name in COLUMNS)
     with to_the_end():
