@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -733,6 +734,33 @@ def test_a_file_that_came_just_before_loses_the_lines_too(client: Client, folder
     Path(folder.landing_url, "a.ndjson").write_text(json.dumps(event(user)))
     job = do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"})
     assert (job.status, job.rows_affected, job.statistics["landing_folder"]) == ("done", 1, 1)
+
+
+@pytest.mark.parametrize("place", [(rewriting, "record"), (os, "rename")])
+def test_a_file_that_is_replaced_while_it_is_rewritten_is_not_lost(
+    client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch, place: tuple[ModuleType, str]
+) -> None:
+    """Right before the rewritten file takes its place, and right after that."""
+    user, other = f"u{uuid.uuid4().hex}", f"o{uuid.uuid4().hex}"
+    put(folder, "a.ndjson", json.dumps(event(user)).encode())
+    list(ingest(client, folder))
+    original, rename = getattr(*place), os.rename
+    calls = []
+
+    def and_replaced(*arguments: object) -> None:
+        original(*arguments)
+        calls.append(arguments)
+        if len(calls) == 1:
+            put(folder, "new.tmp", json.dumps(event(other)).encode())
+            rename(Path(folder.landing_url, "new.tmp"), Path(folder.landing_url, "a.ndjson"))
+
+    monkeypatch.setattr(*place, and_replaced)
+    do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"})
+    monkeypatch.undo()
+    assert calls
+    assert [outcome.lines for outcome in ingest(client, folder)] == [1]
+    events = f"select count() from {folder.database}.app_events where user_id = {{user:String}}"
+    assert client.query(events, parameters={"user": other}).first_row == (1,)
 
 
 def test_nothing_is_erased_while_a_file_is_not_known_to_be_complete(client: Client, folder: Settings) -> None:

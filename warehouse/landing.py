@@ -423,20 +423,24 @@ class LandingFolder:
                     yield stream
 
     @contextmanager
-    def write(self, path: str, *, keep: bool = False) -> Iterator[IO[bytes]]:
+    def write(self, path: str, *, keep: bool = False, instead_of: LandingFile | None = None) -> Iterator[IO[bytes]]:
         """Write a file that is there whole, durable and under its name when the block ends, or not at all.
 
         Args:
             keep: a file that lies there already stays, and the new one is dropped.
+            instead_of: what has to lie there still.
 
         Raises:
             OSError: it could not be written.
+            Unfinished: something else lies there.
         """
         target = self.full(path)
         if not self.local:
             with tempfile.NamedTemporaryFile() as copy:
                 yield copy
                 copy.flush()
+                if instead_of:
+                    self.require_complete(instead_of)
                 with _storage():
                     self.fs.invalidate_cache()
                     if not (keep and self.fs.exists(target)):
@@ -458,6 +462,8 @@ class LandingFolder:
                 with suppress(FileExistsError):
                     os.link(draft, target)
             else:
+                if instead_of:
+                    self.require_complete(instead_of)
                 os.rename(draft, target)
         finally:
             with suppress(OSError):

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
@@ -138,7 +138,7 @@ def _rewrite(
 ) -> None:
     started = datetime.datetime.now(datetime.UTC)
     marked = _marked(client, settings, condition, folder, file)
-    with folder.write(file.path) as stored, folder.open(file) as original:
+    with folder.write(file.path, instead_of=file) as stored, folder.open(file) as original:
         if folder.local:
             os.fchmod(stored.fileno(), os.stat(folder.full(file.path)).st_mode & 0o777)
         if file.extension == ".parquet":
@@ -150,12 +150,14 @@ def _rewrite(
         done = Outcome(file.name, "done")
         if is_known:
             record(client, settings, LandingFile(file.path, 0, ""), done, new_id, started)
-        folder.require_complete(file)  # last: what replaces it until then is not replaced itself
     if is_known:
-        lies_there = folder.file(file.path)
-        with folder.open(lies_there) as content:
-            if content_id(pieces(content), file.extension) == new_id:  # and nothing else that came meanwhile
-                record(client, settings, lies_there, done, new_id, started)
+        # Whatever else has been put there meanwhile waits to be ingested.
+        with suppress(Unfinished, FileNotFoundError):
+            now = folder.file(file.path)
+            with folder.open(now) as content:
+                is_rewritten = content_id(pieces(content), file.extension) == new_id
+            if is_rewritten:
+                record(client, settings, now, done, new_id, started)
 
 
 def _compressed(stored: IO[bytes], file: LandingFile) -> AbstractContextManager[Any]:
