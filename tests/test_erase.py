@@ -736,6 +736,37 @@ def test_a_file_that_came_just_before_loses_the_lines_too(client: Client, folder
     assert (job.status, job.rows_affected, job.statistics["landing_folder"]) == ("done", 1, 1)
 
 
+def test_what_killed_writers_have_left_goes_too(
+    client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The drafts of a file and of a batch; one that is being written stays, and one that is about to get its name."""
+    users = [f"u{uuid.uuid4().hex}" for _ in range(2)]
+    put(folder, "day/a.ndjson", "\n".join(json.dumps(event(user)) for user in users).encode())
+    list(ingest(client, folder))
+
+    def killed_there(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("rename", "link", "unlink"):
+        monkeypatch.setattr(os, name, killed_there)
+    with pytest.raises(KeyboardInterrupt):
+        erase_lines(client, folder, Condition(client, f"user_id = '{users[0]}'"))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            spool(folder, uuid.uuid4().hex, json.dumps(event(users[1])).encode(), ".ndjson")
+    monkeypatch.undo()
+    drafts = sorted(path for path in Path(folder.landing_url).rglob(".*") if users[1] in path.read_text())
+    assert len(drafts) == 3
+    new = drafts[-1]
+    assert new.parent.name == "spool"
+    os.utime(drafts[1], (1e9, 1e9))
+    with Path(folder.landing_url, "spool", f".other.ndjson.{16 * '0'}").open("wb") as other:
+        os.utime(other.fileno(), (1e9, 1e9))
+        erase_lines(client, folder, Condition(client, f"user_id = '{users[1]}'"))
+    found = {path for path in Path(folder.landing_url).rglob(".*") if path.is_file()}
+    assert found == {new, Path(other.name)}
+
+
 @pytest.mark.parametrize("place", [(rewriting, "record"), (os, "rename")])
 def test_a_file_that_is_replaced_while_it_is_rewritten_is_not_lost(
     client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch, place: tuple[ModuleType, str]

@@ -64,6 +64,11 @@ KEPT_NAME = re.compile(
 SET_ASIDE = "set_aside"
 # A file of the local file system that changed within this many seconds may still be written.
 QUIET_SECONDS = 1.0
+# What ``LandingFolder.write`` names a file that is not there whole yet.
+DRAFT = re.compile(r"\..+\.[0-9a-f]{16}")
+# The API writes without the folder's lock: a draft of its own that it no longer has open is about to get its name, or
+# was left by a process that was killed.
+DRAFT_SECONDS = 60.0
 # What is asked of S3 gives up on a dead address after 5 attempts (s3fs makes them) of 2 s; keys and address are its own
 # to find (AWS_* or FSSPEC_S3_*). A listing that is kept would hide new objects.
 S3_OPTIONS = {
@@ -469,6 +474,18 @@ class LandingFolder:
             with suppress(OSError):
                 os.unlink(draft)
         _sync_directory(directory)
+
+    def remove_drafts(self) -> None:
+        """Remove what writers that were killed have left; the lock is held exclusively."""
+        if not self.local:
+            return
+        for directory, _, names in os.walk(self.root):
+            is_of_the_api = os.path.relpath(directory, self.root) in (SPOOL, UPLOADS)
+            for draft in (f"{directory}/{name}" for name in names if DRAFT.fullmatch(name)):
+                with _storage(), suppress(FileNotFoundError):
+                    age = time.time() - os.stat(draft).st_mtime
+                    if not _is_open_for_writing(draft) and not (is_of_the_api and age < DRAFT_SECONDS):
+                        os.unlink(draft)
 
     def set_aside(self, file: LandingFile) -> str:
         """Move a file to ``set_aside/`` and return its new path; one that lies there already is kept."""

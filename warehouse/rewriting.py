@@ -74,6 +74,7 @@ def erase_lines(client: Client, settings: Settings, condition: Condition, *, dry
         kept = dealt_with(client, settings, kept)
         if any(map(folder.is_being_written, folder.files())):
             raise Unfinished("It is still being written.")
+        folder.remove_drafts()
     files = lines = 0
     unreadable = []
     for file in kept + folder.files(set_aside=True, young=True):
