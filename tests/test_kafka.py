@@ -17,6 +17,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from conftest import Dbt, EmbeddedServer, environment, refusal
 
 from warehouse.connection import connect
+from warehouse.jobs import do_now
 from warehouse.kafka import apply_kafka
 from warehouse.schema import apply_schema
 from warehouse.settings import Settings
@@ -357,3 +358,27 @@ def test_settings_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         "KAFKA_SASL_MECHANISM": "GSSAPI",
     }.items():
         assert name in refusal("warehouse.run", environment(tmp_path) | {name: value})
+
+
+def test_an_erasure_waits_for_messages_on_their_way_in(own: EmbeddedServer, topic: Topic) -> None:
+    """Their rows say that they came before it, so it has to find them."""
+    client = connect(own.settings)
+    table = f"{own.settings.database}.app_events"
+    # Evaluated after the time of the insert has been fixed, and before its rows are there.
+    client.command(f"alter table {table} add column slow UInt8 default sleepEachRow(2.5)")
+    try:
+        topic.send(event("slow"))
+        until(lambda: client.query(f"select count() from {table} where event_type = 'slow'").first_row == (1,))
+        topic.send(event("slow"))
+        time.sleep(2)
+        job = do_now(client, own.settings, "delete_data", {"delete_condition": "event_type = 'slow'"})
+        assert job.status == "done", job.error
+        until(lambda: topic.committed() == 2)
+        [cutoff] = client.query(
+            "select max(cutoff) from {database:Identifier}.jobs where job_id = {id:String}",
+            parameters={"database": own.settings.database, "id": job.job_id},
+        ).first_row
+        rows = f"select inserted_at from {table} where event_type = 'slow' and inserted_at < {{cutoff:DateTime}} + 1"
+        assert client.query(rows, parameters={"cutoff": cutoff}).result_rows == []
+    finally:
+        client.command(f"alter table {table} drop column slow")

@@ -204,9 +204,13 @@ def settle(client: Client, settings: Settings) -> None:
     """
 
     def running() -> set[str]:
+        # What comes from Kafka is no process; its consumer asks for messages again once those before are in.
         found = client.query(
             "select query_id from system.processes where query_kind = 'Insert' "
-            "and (current_database = {database:String} or position(query, {database:String}) > 0)",
+            "and (current_database = {database:String} or position(query, {database:String}) > 0) "
+            "union all "
+            "select concat(consumer_id, ' ', toString(last_poll_time)) from system.kafka_consumers "
+            "where database = {database:String} and is_currently_used",
             parameters={"database": settings.database},
         )
         return {query_id for (query_id,) in found.result_rows}
