@@ -278,6 +278,25 @@ def test_files_that_are_kept_lose_the_lines_and_are_not_ingested_again(client: C
     assert do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"}).rows_affected == 0
 
 
+def test_parquet_files_lose_the_rows_whatever_they_are_made_of(client: Client, folder: Settings) -> None:
+    """Of every codec, and with texts of the kind that other libraries write."""
+    user = f"u{uuid.uuid4().hex}"
+    codecs = ("none", "snappy", "gzip", "brotli", "lz4", "zstd")
+    for codec in codecs:
+        table = pa.Table.from_pylist([event(user), event("someone"), event("someone"), event(user)])
+        views = pa.schema([pa.field(name, pa.string_view()) for name in table.column_names])
+        sink = io.BytesIO()
+        pq.write_table(table.cast(views), sink, compression=codec)
+        put(folder, f"{codec}.parquet", sink.getvalue())
+    job = do_now(client, folder, "delete_data", {"delete_condition": f"user_id = '{user}'"})
+    assert job.status == "done", job.error
+    assert (job.statistics["landing_folder"], job.statistics["files_unreadable"]) == (2 * len(codecs), [])
+    for codec in codecs:
+        with pq.ParquetFile(Path(folder.landing_url, f"{codec}.parquet")) as file:
+            assert file.read(["user_id"]).to_pydict() == {"user_id": ["someone"] * 2}
+            assert file.metadata.row_group(0).column(0).compression == codec.upper().replace("NONE", "UNCOMPRESSED")
+
+
 @pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
 def test_csv_files_lose_the_lines_whatever_ends_them(
     client: Client, folder: Settings, monkeypatch: pytest.MonkeyPatch, end: str

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
+from itertools import groupby
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
@@ -40,6 +41,8 @@ from warehouse.settings import Settings
 BLANK_OR_MARK = b" \t\r\n\xef\xbb\xbf"
 # What ends a line of a CSV file; a line of any other text ends with a line feed alone.
 CSV_LINE_END = re.compile(rb"\r\n|\r|\n")
+# Where Parquet and the writer call a codec by different names.
+CODECS = {"UNCOMPRESSED": "NONE"}
 # For each frame of a batch: true when it has to go.
 Marks = list[bool]
 
@@ -268,6 +271,18 @@ class _Text:
             yield piece
 
 
+def _unmarked(batch: pa.RecordBatch, marks: Marks) -> pa.Table:
+    """The rows that stay, as slices: not every type can be filtered."""
+    runs = []
+    start = 0
+    for is_marked, run in groupby(marks):
+        length = len(list(run))
+        if not is_marked:
+            runs.append(batch.slice(start, length))
+        start += length
+    return pa.Table.from_batches(runs, batch.schema)
+
+
 def _without_rows(original: IO[bytes], marked: Iterable[tuple[Frames, Marks]], *, compressed: bool) -> Iterator[bytes]:
     """A Parquet file without its marked rows, in its own schema and compression."""
     with tempfile.TemporaryFile() as copy, tempfile.TemporaryFile() as rewritten:
@@ -276,10 +291,10 @@ def _without_rows(original: IO[bytes], marked: Iterable[tuple[Frames, Marks]], *
             copy.seek(0)
         with pq.ParquetFile(copy if compressed else original, pre_buffer=False) as table:
             groups = table.metadata.num_row_groups
-            codec = table.metadata.row_group(0).column(0).compression if groups else "SNAPPY"
-            with pq.ParquetWriter(rewritten, table.schema_arrow, compression=codec) as writer:
+            codec = table.metadata.row_group(0).column(0).compression if groups else "UNCOMPRESSED"
+            with pq.ParquetWriter(rewritten, table.schema_arrow, compression=CODECS.get(codec, codec)) as writer:
                 batches = table.iter_batches(ROWS_A_BATCH)
                 for batch, (_, marks) in zip(batches, marked, strict=True):
-                    writer.write_batch(batch.filter(pa.array([not is_marked for is_marked in marks])))
+                    writer.write_table(_unmarked(batch, marks))
         rewritten.seek(0)
         yield from pieces(rewritten)
