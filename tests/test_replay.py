@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.httpclient import HttpClient
 from conftest import EmbeddedServer
 from erasure import account, command, event, killed, put
 
@@ -110,20 +111,48 @@ def test_csv_rows_are_replayed_by_their_columns(client: Client, settings: Settin
 
 
 @pytest.mark.parametrize("statements", [0, 1, 2])
+@pytest.mark.parametrize("change", ["", "country = '2', user_id = 'v'", "event_time = 'night'"])
 def test_a_replay_that_is_killed_is_finished_by_whoever_comes_next(
-    server: EmbeddedServer, client: Client, settings: Settings, statements: int
+    server: EmbeddedServer, client: Client, settings: Settings, statements: int, change: str
 ) -> None:
-    """Killed before the rows are inserted, before that is written down, before they leave the quarantine."""
+    """Killed before the rows are inserted, before that is written down, before they leave the quarantine.
+
+    Rows that were edited since have been moved nevertheless.
+    """
     import_id = uuid.uuid4().hex
     lines = [json.dumps(event("u", event_time="noon", country=str(n))) for n in range(3)]
     land(client, settings, import_id, "http", frames(["\n".join([*lines, lines[0]]).encode()]))
     edit(client, settings, import_id, "event_time = '2025-05-11 12:00:00'", "country != '1'")
     condition = f"c__import_id = '{import_id}'"
     killed(server, settings, statements, "replay", "condition", condition)
+    if change:
+        edit(client, settings, import_id, change, "country = '2'")
     [job] = [job for job in do_jobs(client, settings) if job.arguments.get("condition") == condition]
-    assert (job.status, job.rows_affected) == ("done", 3)
+    is_moved = statements > 0 or "night" not in change
+    assert (job.status, job.rows_affected) == ("done", 2 + is_moved)
     after = account(client, settings, import_id)
-    assert (after["lines"], after["kept"], after["quarantined"]) == (4, 3, 1)
+    assert (after["lines"], after["kept"], after["quarantined"]) == (4, 2 + is_moved, 2 - is_moved)
+
+
+def test_rows_that_are_edited_during_a_replay_move_once(
+    client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_id = uuid.uuid4().hex
+    land(client, settings, import_id, "http", frames([json.dumps(event("u", event_time="noon")).encode()]))
+    edit(client, settings, import_id, "event_time = '2025-05-11 12:00:00'")
+    command = HttpClient.command
+
+    def and_edited(self: HttpClient, sql: str, *arguments: object, **options: object) -> object:
+        answer = command(self, sql, *arguments, **options)
+        if "insert into" in sql:
+            monkeypatch.undo()
+            edit(client, settings, import_id, "country = 'FR'")
+        return answer
+
+    monkeypatch.setattr(HttpClient, "command", and_edited)
+    for replayed_now in (1, 0):
+        assert replayed(client, settings, import_id).statistics["replayed"] == replayed_now
+    assert account(client, settings, import_id)["kept"] == 1
 
 
 def test_the_command(server: EmbeddedServer, client: Client, settings: Settings) -> None:

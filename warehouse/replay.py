@@ -41,53 +41,82 @@ def replay(client: Client, settings: Settings, job: Job) -> dict[str, Any]:
     except ConditionError as error:
         raise JobError(str(error)) from error
     until = cutoff(client, settings, job)
-    if _replayed(client, settings, job):
-        # Interrupted: these are in app_events already, and someone may have edited them since.
+    if job.cutoff:
         with to_the_end():
             delete_quarantined(client, settings, job, "replayed")
+            _leave_quarantine(client, settings, job, until)
     # Not evaluated for what came later: it may fail for that.
     lines = checked(settings, quarantined_lines(settings, f"if(insertion_date <= {until}, {condition.sql}, false)"))
     # A condition that fails for some row fails here, while nothing has been moved yet.
     client.query(f"select count() from ({lines})")
     columns = ", ".join(COLUMNS)
-    # A line that lies in both tables, here since the job began, has been moved by an attempt that ended there. The same
-    # may have come there before: on a line of its import there can be several events.
-    moved = f"""
-        select import_id, line_number, {columns}
-        from {settings.database}.app_events
-        where inserted_at >= {until} + 1
-        and import_id in (select c__import_id from {settings.database}.app_events_quarantine)
-    """
-    values = ", ".join("event_time_utc" if name == "event_time" else f"event.{name}" for name in COLUMNS)
     with to_the_end():
         client.command(
             f"""
             insert into {settings.database}.app_events ({columns}, import_id, line_number)
             select {columns}, import_id, line_number
             from ({kept(settings, f"({lines})")})
-            where (import_id, line_number, {columns}) not in ({moved})
             """,
             # They may be of hundreds of months; equal lines are no repetition.
             settings=ONCE | {"max_partitions_per_insert_block": 0},
         )
-        client.command(
-            f"""
-            insert into {settings.database}.import_changes (import_id, job_id, change, line_number, raw_hash, rows)
-            select import_id, {{job_id:String}}, 'replayed', line_number, cityHash64(raw), count()
-            from ({lines})
-            where is_valid and (import_id, line_number, {values}) in ({moved})
-            group by import_id, line_number, raw
-            """,
-            parameters={"job_id": job.job_id},
-            settings=ONCE,
-        )
-        delete_quarantined(client, settings, job, "replayed")
+        _leave_quarantine(client, settings, job, until)
     replayed = _replayed(client, settings, job)
     return {
         "rows_affected": replayed,
         "replayed": replayed,
         "still_quarantined": client.query(f"select count() from ({lines})").result_rows[0][0],
     }
+
+
+def _leave_quarantine(client: Client, settings: Settings, job: Job, until: str) -> None:
+    """Write down which lines the job has moved so far, and delete them from the quarantine.
+
+    They are those that have come to ``app_events`` since it began, whatever somebody has made of their rows meanwhile.
+    Only where several rows are of one line, which of them it is has to be told by their columns.
+    """
+    database = settings.database
+    moved = f"""
+        {database}.app_events
+        where inserted_at >= {until} + 1
+        and import_id in (select c__import_id from {database}.app_events_quarantine)
+    """
+    not_written_down = f"""
+        select import_id, line_number
+        from
+        (
+            select import_id, line_number, 1 as rows_moved from {moved}
+            union all
+            select import_id, line_number, -toInt64(rows)
+            from {database}.import_changes final
+            where job_id = {{job_id:String}} and change = 'replayed'
+        )
+        group by import_id, line_number
+        having sum(rows_moved) > 0
+    """
+    shared = f"""
+        select c__import_id, line_number
+        from {database}.app_events_quarantine
+        group by c__import_id, line_number
+        having count() > 1
+    """
+    lines = quarantined_lines(
+        settings, f"insertion_date <= {until} and (c__import_id, line_number) in ({not_written_down})"
+    )
+    values = ", ".join("event_time_utc" if name == "event_time" else f"event.{name}" for name in COLUMNS)
+    client.command(
+        f"""
+        insert into {database}.import_changes (import_id, job_id, change, line_number, raw_hash, rows)
+        select import_id, {{job_id:String}}, 'replayed', line_number, cityHash64(raw), count()
+        from ({checked(settings, lines)})
+        where (import_id, line_number) not in ({shared})
+        or (import_id, line_number, {values}) in (select import_id, line_number, {", ".join(COLUMNS)} from {moved})
+        group by import_id, line_number, raw
+        """,
+        parameters={"job_id": job.job_id},
+        settings=ONCE,
+    )
+    delete_quarantined(client, settings, job, "replayed")
 
 
 def _replayed(client: Client, settings: Settings, job: Job) -> int:
