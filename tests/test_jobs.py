@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import uuid
@@ -17,9 +18,10 @@ from clickhouse_connect.driver.httpclient import HttpClient
 from conftest import EmbeddedServer, environment
 from erasure import account, event
 
+from warehouse import jobs
 from warehouse.connection import connect
 from warehouse.framing import frames
-from warehouse.jobs import Interrupted, do_jobs, do_now
+from warehouse.jobs import Interrupted, Job, do_jobs, do_now
 from warehouse.landing import ingest, land, spool
 from warehouse.schema import apply_schema
 from warehouse.settings import Settings, SettingsError
@@ -97,6 +99,18 @@ def test_an_import_is_followed_by_its_id(api: Client, client: Client, settings: 
     found = result(api, settings, import_id)
     assert found["status"] == "error"
     assert "no Parquet file" in found["error"]
+
+
+def test_the_second_of_a_job_is_over_also_when_the_clock_is_set_back(
+    client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noon = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
+    seconds = iter([0, -2, -1, 0, 0.5, 1])
+    monkeypatch.setattr(jobs, "_now", lambda _: noon + datetime.timedelta(seconds=next(seconds)))
+    monkeypatch.setattr(jobs, "_write", lambda *_: None)
+    job = Job(uuid.uuid4().hex, "replay", {}, "working", noon)
+    assert jobs.cutoff(client, settings, job) == f"toDateTime({int(noon.timestamp())}, 'UTC')"
+    assert next(seconds, None) is None
 
 
 @pytest.mark.parametrize("statement", [1, 2, 3])

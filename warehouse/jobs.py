@@ -189,7 +189,7 @@ def cutoff(client: Client, settings: Settings, job: Job) -> str:
     second = job.cutoff
     if second is None:
         second = _now(client).replace(microsecond=0)
-        while _now(client).replace(microsecond=0) == second:
+        while _now(client).replace(microsecond=0) <= second:  # less, when the clock is set back
             time.sleep(POLL_SECONDS)
         settle(client, settings)
         _write(client, settings, replace(job, cutoff=second))
