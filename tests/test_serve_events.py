@@ -201,6 +201,16 @@ def test_idempotency_key(web: FlaskClient, bearer: dict[str, str], client: Clien
     assert rows(client, settings, "keyed") == 2
 
 
+def test_a_body_of_several_chunks_can_be_queried_when_it_is_answered(
+    settings: Settings, bearer: dict[str, str], client: Client
+) -> None:
+    """Where larger bodies are allowed: its chunks go in at the same time."""
+    web = create_app(settings, {"MAX_BODY_BYTES": 60_000_000}).test_client()
+    body = b"\n".join(event("large", session_id=f"{number}", properties="x" * 9000) for number in range(5000))
+    assert counts(web.post(ADDRESS, data=body, headers=bearer)) == (5000, 0)
+    assert rows(client, settings, "large") == 5000
+
+
 def test_wait_false_is_accepted_once_durable(
     web: FlaskClient, bearer: dict[str, str], client: Client, settings: Settings
 ) -> None:

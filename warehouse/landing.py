@@ -155,13 +155,11 @@ def land(
     lines = 0
 
     def insert(number: int, content: memoryview) -> None:
-        token = {"insert_deduplication_token": f"{import_id}:{number}"}
-        client.raw_insert(
-            table,
-            insert_block=content,
-            fmt="ArrowStream",
-            settings={**INSERT_SETTINGS, **(insert_settings or {}), **token},
-        )
+        own: dict[str, Any] = {**INSERT_SETTINGS, **(insert_settings or {})}
+        own["insert_deduplication_token"] = f"{import_id}:{number}"
+        if number and "query_id" in own:  # several run at once, and ClickHouse takes an id once at a time
+            own["query_id"] = f"{own['query_id']}-{number}"
+        client.raw_insert(table, insert_block=content, fmt="ArrowStream", settings=own)
 
     chunks = _chunks(batches)
     chunk, number = next(chunks, None), 0
