@@ -76,9 +76,9 @@ def receive_events() -> Response:
     body = read_body(request, current_app.config["MAX_BODY_BYTES"])
     asked_format = request.args.get("format", "")
     document = asked_format == "json" or (not asked_format and request.mimetype == "application/json")
-    key = request.headers.get("Idempotency-Key")
+    key = request.headers.get("Idempotency-Key", "")  # an empty one names nothing
     extension = ".json" if document else ".ndjson"
-    import_id = content_id([body], extension) if key is None else content_id([b"Idempotency-Key\n", key.encode()])
+    import_id = content_id([b"Idempotency-Key\n", key.encode()]) if key else content_id([body], extension)
     settings: Settings = current_app.extensions["settings"]
     database: Database = current_app.extensions["database"]
     g.facts["import_id"] = import_id

@@ -201,6 +201,15 @@ def test_idempotency_key(web: FlaskClient, bearer: dict[str, str], client: Clien
     assert rows(client, settings, "keyed") == 2
 
 
+def test_an_empty_idempotency_key_is_none(
+    web: FlaskClient, bearer: dict[str, str], client: Client, settings: Settings
+) -> None:
+    """A variable that was not set: every batch would be the first one again, and be lost."""
+    for name in ("unkeyed-1", "unkeyed-2"):
+        assert counts(web.post(ADDRESS, data=event(name), headers={**bearer, "Idempotency-Key": ""})) == (1, 0)
+        assert rows(client, settings, name) == 1
+
+
 def test_a_body_of_several_chunks_can_be_queried_when_it_is_answered(
     settings: Settings, bearer: dict[str, str], client: Client
 ) -> None:
