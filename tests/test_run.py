@@ -17,6 +17,8 @@ import pytest
 from conftest import EmbeddedServer, environment, free_port, refusal
 
 from warehouse.connection import admin_token, connect
+from warehouse.processes import Part
+from warehouse.run import Stop, Supervisor
 from warehouse.settings import PROJECT_DIR, Settings
 
 SAMPLE_EVENTS = 3000
@@ -180,6 +182,44 @@ def test_a_killed_supervisor_leaves_nothing_running(running: Copy) -> None:
     running.process.kill()
     running.process.wait(10)
     until(lambda: running.processes() == {}, 40)
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    """A supervisor of this process; its parts are the test's."""
+    supervisor = Supervisor(Settings.from_env(environment(tmp_path)))
+    supervisor.stages = []
+    yield supervisor
+    supervisor.stop()
+
+
+def shell(supervisor: Supervisor, name: str, script: str) -> Part:
+    part = supervisor._part(name, ["/bin/sh", "-c", script])
+    supervisor.stages.append([part])
+    return part
+
+
+def test_a_terminal_that_was_closed_does_not_change_the_end(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sends SIGHUP, and nothing can be printed any more."""
+    ended = tmp_path / "ended"
+    for name in ("first", "last"):
+        script = f"trap 'sleep 0.3; echo {name} >> {ended}; exit' TERM; echo up; while :; do sleep 0.05; done"
+        part = shell(supervisor, name, script)
+        supervisor._start(part)
+        until(lambda part=part: "up" in part.log.read_text(), 10)
+
+    def closed(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("builtins.print", closed)
+    supervisor.request_stop(signal.SIGHUP, None)
+    supervisor.request_stop(signal.SIGHUP, None)
+    with pytest.raises(Stop):
+        supervisor.watch()
+    supervisor.stop()
+    assert ended.read_text().split() == ["last", "first"]
 
 
 def test_two_settings_with_the_same_port_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -185,7 +186,9 @@ class Supervisor:
             raise Stop
 
     def say(self, text: str) -> None:
-        print(f"{time.monotonic() - self.began:5.1f} s  {text}", flush=True)
+        # Whoever read it may be gone, such as a terminal that was closed: the parts are looked after all the same.
+        with suppress(OSError):
+            print(f"{time.monotonic() - self.began:5.1f} s  {text}", flush=True)
 
     def _part(self, name: str, command: list[str], answers: Callable[[], bool] = lambda: True) -> Part:
         log = self.settings.data_dir / "logs" / f"{name}.log"
