@@ -12,10 +12,12 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import EmbeddedServer, environment, free_port, refusal
 
+from warehouse import processes, run
 from warehouse.connection import admin_token, connect
 from warehouse.processes import Part
 from warehouse.run import Stop, Supervisor
@@ -220,6 +222,36 @@ def test_a_terminal_that_was_closed_does_not_change_the_end(
         supervisor.watch()
     supervisor.stop()
     assert ended.read_text().split() == ["last", "first"]
+
+
+def test_a_machine_in_trouble_does_not_end_the_supervisor(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk too full to keep a long log, a log that was removed, a moment without memory: the part starts again."""
+    part = shell(supervisor, "part", "echo up; sleep 0.5; exit 3")
+    supervisor._start(part)
+    until(lambda: "up" in part.log.read_text(), 10)
+    os.truncate(part.log, processes.LOG_BYTES + 1)
+    popen, refused = subprocess.Popen, []
+
+    def full(*_: object) -> None:
+        part.log.unlink()
+        raise OSError(28, "No space left on device")
+
+    def without_memory(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        if not refused:
+            refused.append(True)
+            raise OSError(12, "Cannot allocate memory")
+        supervisor.stop_requested = True
+        return popen(*arguments, **options)
+
+    monkeypatch.setattr(processes.shutil, "copy", full)
+    monkeypatch.setattr(processes.subprocess, "Popen", without_memory)
+    monkeypatch.setattr(run, "RETRY_SECONDS", 0.1)
+    with pytest.raises(Stop):
+        supervisor.watch()
+    assert refused
+    assert part.runs()
 
 
 def test_two_settings_with_the_same_port_are_refused(tmp_path: Path) -> None:

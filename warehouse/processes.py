@@ -78,15 +78,19 @@ class Part:
 
     def cut_log(self) -> None:
         """Move a log of more than 10 MB to ``.log.1``, from under the process that appends to it."""
-        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
-            shutil.copy(self.log, self.log.with_suffix(".log.1"))
-            os.truncate(self.log, 0)
+        with suppress(OSError):  # on a full disk it stays as it is: no reason to end anything
+            if self.log.stat().st_size > LOG_BYTES:
+                shutil.copy(self.log, self.log.with_suffix(".log.1"))
+                os.truncate(self.log, 0)
 
     def failure(self) -> str:
         """One line on how it ended and where its log is."""
         if self.exit_code is not None and self.exit_code < 0:
             return f"{self.name} was ended by {signal.Signals(-self.exit_code).name} (log: {self.log})"
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        try:
+            lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        except OSError:  # removed by someone who cleans up
+            lines = []
         return f"{self.name} ended with code {self.exit_code}: {lines[-1] if lines else 'no output'} (log: {self.log})"
 
 

@@ -40,6 +40,8 @@ START_SECONDS = 120
 SAMPLE_SECONDS = 120
 # The API finishes its requests within 15 s, ClickHouse its writes within about 2 s.
 STOP_SECONDS = 20
+# What the machine refuses to start is tried again after this.
+RETRY_SECONDS = 5
 # A part that ran this long starts its back-off anew when it dies.
 STABLE_SECONDS = 60
 
@@ -147,7 +149,11 @@ class Supervisor:
             for part in self.watched:
                 part.cut_log()
                 if part.process is None and now >= part.restart_at:
-                    part.start(self.environ)
+                    try:
+                        part.start(self.environ)
+                    except OSError as error:  # no memory, no process, no file to be had: for now
+                        self.say(f"{part.name} cannot be started: {error}; it is tried again in {RETRY_SECONDS} s")
+                        part.restart_at = now + RETRY_SECONDS
                 elif part.process and not part.runs():
                     part.restarts = 0 if now - part.started_at > STABLE_SECONDS else part.restarts + 1
                     delay = min(2 ** max(part.restarts - 1, 0), 30)
