@@ -254,6 +254,43 @@ def test_a_machine_in_trouble_does_not_end_the_supervisor(
     assert part.runs()
 
 
+@pytest.mark.timeout(120)
+def test_a_start_ends_at_sigterm_also_while_clickhouse_hangs(tmp_path: Path) -> None:
+    """It takes the login, and then answers nothing more."""
+    server = EmbeddedServer(environment(tmp_path / "own"))
+    server.start()
+    assert server.process
+    environ = environment(tmp_path / "data") | {
+        "CLICKHOUSE_HOST": "127.0.0.1",
+        "CLICKHOUSE_PORT": server.environ["CLICKHOUSE_PORT"],
+    }
+    # Frozen where the supervisor begins with the tables.
+    program = (
+        "import os, signal\n"
+        "from warehouse import run\n"
+        "def freeze(settings, apply=run.apply_schema):\n"
+        f"    os.kill({server.process.pid}, signal.SIGSTOP)\n"
+        "    print('frozen', flush=True)\n"
+        "    apply(settings)\n"
+        "run.apply_schema = freeze\n"
+        "run.main()\n"
+    )
+    output = tmp_path / "output"
+    with output.open("wb") as file:
+        starting = subprocess.Popen(
+            [sys.executable, "-c", program], env=environ, cwd=PROJECT_DIR, stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        until(lambda: "frozen" in output.read_text(), 30)
+        time.sleep(0.5)
+        starting.terminate()
+        assert starting.wait(5) == 0, output.read_text()
+    finally:
+        starting.kill()
+        starting.wait(10)
+        server.stop(signal.SIGKILL)
+
+
 def test_two_settings_with_the_same_port_are_refused(tmp_path: Path) -> None:
     port = str(free_port())
     assert "are both" in refusal("warehouse.run", environment(tmp_path) | {"API_PORT": port, "DAGSTER_PORT": port})

@@ -12,13 +12,15 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import dotenv
 from clickhouse_connect.driver.client import Client
@@ -44,6 +46,8 @@ STOP_SECONDS = 20
 RETRY_SECONDS = 5
 # A part that ran this long starts its back-off anew when it dies.
 STABLE_SECONDS = 60
+
+T = TypeVar("T")
 
 
 class Stop(Exception):
@@ -110,17 +114,20 @@ class Supervisor:
             self._start(self.clickhouse)
             self._wait_for(self.clickhouse)
         try:
-            apply_schema(self.settings)
+            self._done(lambda: apply_schema(self.settings))
         except ServeUserError as error:
             self.say(f"{error}; the API connects as {self.settings.clickhouse_user}, with all its rights")
             self.environ["CLICKHOUSE_SERVE_USER"] = self.settings.clickhouse_user
         except SqlUserError as error:
             self.say(f"{error}; the API takes no SQL")
-        client = connect(self.settings)
-        views = client.command(f"select count() from system.tables where database = '{self.settings.api_database}'")
+        client = self._done(lambda: connect(self.settings))
+        count_views = f"select count() from system.tables where database = '{self.settings.api_database}'"
+        views = self._done(lambda: client.command(count_views))
         # The endpoints have to be there before the first request; later changes are built by Dagster's schedule.
         self._run_dbt("parse" if views else "build")
-        sample_landed = self.settings.embedded and sample_events and self._land_sample(client, sample_events)
+        sample_landed = (
+            self.settings.embedded and sample_events and self._done(lambda: self._land_sample(client, sample_events))
+        )
         self._start(self.code)
         self._start(self.api)
         self._wait_for(self.code)
@@ -191,6 +198,25 @@ class Supervisor:
         if self.stop_requested:
             raise Stop
 
+    def _done(self, work: Callable[[], T]) -> T:
+        """What a call returns that may wait for ClickHouse for minutes, which no signal would end.
+
+        Raises:
+            Stop: a signal came; the call goes on, and nobody waits for it.
+        """
+        result: Future[T] = Future()
+
+        def do() -> None:
+            try:
+                result.set_result(work())
+            except BaseException as error:
+                result.set_exception(error)
+
+        threading.Thread(target=do, daemon=True).start()
+        while not result.done():
+            self.pause(0.02)
+        return result.result()
+
     def say(self, text: str) -> None:
         # Whoever read it may be gone, such as a terminal that was closed: the parts are looked after all the same.
         with suppress(OSError):
@@ -253,7 +279,7 @@ class Supervisor:
         # The file's row in the ledger comes last; sums of imports can be there before the rows of app_events are.
         done = f"select count() from {self.settings.database}.landing_files where path = '{SAMPLE_FILE}'"
         deadline = time.monotonic() + SAMPLE_SECONDS
-        while not client.query(done).result_rows[0][0]:
+        while not self._done(lambda: client.query(done).result_rows[0][0]):
             if time.monotonic() > deadline:
                 self.say(f"the sample events are not in after {SAMPLE_SECONDS} s: see the runs at {self.dagster_url}")
                 return
