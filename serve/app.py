@@ -18,6 +18,7 @@ from serve.auth import RateLimiter
 from serve.catalogue import Catalogue
 from serve.database import Database
 from serve.datasources import datasources
+from serve.keys import Keys
 from serve.metrics import Metrics, metrics
 from serve.openapi import documentation
 from serve.routes import routes
@@ -95,6 +96,7 @@ def create_app(settings: Settings, config: Mapping[str, Any] | None = None) -> F
         "database": database,
         "catalogue": Catalogue(database, settings.api_database),
         "tokens": open_tokens(settings),
+        "keys": Keys(settings.data_dir / "keys.db"),
         "rate_limiter": RateLimiter(),
         "metrics": Metrics(settings),
         "sql": Sql(settings, app.config["MAX_EXECUTION_TIME"]),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+import sqlite3
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,11 @@ from serve.body import read_body
 from serve.catalogue import Catalogue, Endpoint
 from serve.database import ANSWER_IN_MEMORY, PIECE, Answer, Database, UnavailableError
 from serve.errors import ApiError
+from serve.keys import Keys
 from serve.metrics import Metrics
 from serve.parameters import Value
 from warehouse.framing import frames
-from warehouse.landing import ImportResult, content_id, import_result, land, spool
+from warehouse.landing import ImportResult, content_id, import_result, land, spool, spooled_lines
 from warehouse.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ Values = dict[str, Value | list[Value] | None]
 HOUR = timedelta(hours=1)
 # Seconds after which an overloaded or absent ClickHouse may be asked again.
 RETRY_AFTER = 2
+# How many times as long as a query may take a key waits for the batch that it named first; a request takes less.
+KEY_PATIENCE = 10
 
 
 @routes.post("/v0/events")
@@ -78,10 +82,14 @@ def receive_events() -> Response:
     document = asked_format == "json" or (not asked_format and request.mimetype == "application/json")
     key = request.headers.get("Idempotency-Key", "")  # an empty one names nothing
     extension = ".json" if document else ".ndjson"
-    import_id = content_id([b"Idempotency-Key\n", key.encode()]) if key else content_id([body], extension)
+    content = content_id([body], extension)
+    import_id = content_id([b"Idempotency-Key\n", key.encode()]) if key else content
     settings: Settings = current_app.extensions["settings"]
     database: Database = current_app.extensions["database"]
     g.facts["import_id"] = import_id
+    is_blank = not body.strip(b" \t\r\n,[]\xef\xbb\xbf")  # brings nothing, so that a key may name another one
+    if key and not is_blank and (first := _of_another_content(import_id, content)):
+        return first
     # The read timeout alone ends no slow insert: ClickHouse keeps the connection alive with headers of its progress.
     limit = {"max_execution_time": current_app.config["MAX_EXECUTION_TIME"]}
 
@@ -98,10 +106,15 @@ def receive_events() -> Response:
         # Not the sender's fault, whatever it is: any line can be landed. What answers for ClickHouse may be anything.
         log.warning("spooling", extra={"request_id": g.request_id, "import_id": import_id}, exc_info=True)
         return _spooled(settings, import_id, body, document)
-    answer: dict[str, Any] = {"successful_rows": 0, "quarantined_rows": 0, "import_id": import_id}
     if result:
         _metrics().events.labels("accepted").inc(result.kept)
         _metrics().events.labels("quarantined").inc(result.quarantined)
+    return _landed(import_id, result)
+
+
+def _landed(import_id: str, result: ImportResult | None) -> Response:
+    answer: dict[str, Any] = {"successful_rows": 0, "quarantined_rows": 0, "import_id": import_id}
+    if result:
         answer |= {"successful_rows": result.kept, "quarantined_rows": result.quarantined}
         if result.rejects:
             answer["quarantined"] = [
@@ -120,7 +133,46 @@ def _spooled(settings: Settings, import_id: str, body: bytes, document: bool) ->
         ) from None
     lines = sum(len(run.lines) for run in frames([body], document=document))
     _metrics().events.labels("spooled").inc(lines)
+    return _waits(import_id, lines)
+
+
+def _waits(import_id: str, lines: int) -> Response:
     return json_answer({"successful_rows": lines, "quarantined_rows": 0, "import_id": import_id}, 202)
+
+
+def _of_another_content(import_id: str, content: str) -> Response | None:
+    """What became of the batch that the request's key names, if that is another one; None when this one is to go in.
+
+    Raises:
+        ApiError: 503 nobody can tell now.
+    """
+    settings: Settings = current_app.extensions["settings"]
+    database: Database = current_app.extensions["database"]
+    keys: Keys = current_app.extensions["keys"]
+    try:
+        if keys.names(import_id, content):
+            return None
+    except (sqlite3.Error, OSError):
+        log.exception("keys cannot be kept", extra={"request_id": g.request_id})
+        return None
+    try:
+        # In this order: it leaves the spool once it can be queried.
+        if (lines := spooled_lines(settings, import_id)) is not None:
+            return _waits(import_id, lines)
+        result = database.run(lambda client, _: import_result(client, settings, import_id), g.request_id)
+        if result.lines:
+            return _landed(import_id, result)
+        # Its sender was never answered: it is on its way, or was never kept.
+        if keys.rename(import_id, content, KEY_PATIENCE * current_app.config["MAX_EXECUTION_TIME"]):
+            return None
+    except Exception:
+        log.warning("nobody can tell what a key names", extra={"request_id": g.request_id}, exc_info=True)
+    raise ApiError(
+        503,
+        "unavailable",
+        "This Idempotency-Key came with another batch, of which nothing is known now; send it again later.",
+        retry_after=RETRY_AFTER,
+    )
 
 
 @routes.route("/v0/pipes/<name>.<extension>", methods=["GET", "POST"])

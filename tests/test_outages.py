@@ -21,6 +21,7 @@ from conftest import EmbeddedServer, environment
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from serve import routes
 from serve.app import create_app
 from warehouse import landing
 from warehouse.connection import admin_token, connect
@@ -42,13 +43,14 @@ class Sender:
         self.settings = settings
         self.web: FlaskClient = create_app(settings, LIMITS).test_client()
 
-    def send(self, name: str, events: int = 3, *, key: str | None = None) -> TestResponse:
-        """A batch of events of one type, named like it, and a line that is none."""
+    def send(self, name: str | bytes, events: int = 3, *, key: str | None = None) -> TestResponse:
+        """A batch of events of one type, named like it, and a line that is none; or a body."""
         headers = {"Authorization": f"Bearer {admin_token(self.settings)}"}
         if key:
             headers["Idempotency-Key"] = key
         began = time.monotonic()
-        answer = self.web.post("/v0/events?name=app_events", data=batch(name, events), headers=headers)
+        body = name if isinstance(name, bytes) else batch(name, events)
+        answer = self.web.post("/v0/events?name=app_events", data=body, headers=headers)
         assert time.monotonic() - began < BOUND_SECONDS
         return answer
 
@@ -316,6 +318,61 @@ def test_an_idempotency_key_keeps_the_batch_that_was_acknowledged_first(away: Se
     assert [path.read_bytes() for path in away.spooled()] == [batch(name)]
     drain(away, client)
     is_queryable(away, client, name, first)
+
+
+def of_another_month(name: str) -> bytes:
+    return batch(name).replace(b"2025-05-11", b"2025-06-11") + b"\n{worse"
+
+
+def test_another_content_of_a_key_changes_nothing(
+    settings: Settings, away: Sender, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where the first content has no rows (its month, the quarantine), nor by way of the spool."""
+    there = Sender(replace(settings, landing_url=away.settings.landing_url))
+    name = uuid.uuid4().hex
+    first = there.send(name, key=name)
+    again = there.send(of_another_month(f"{name}_again"), key=name)
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert first.json == again.json
+    assert away.send(of_another_month(f"{name}_again"), key=name).status_code == 503, "nobody can tell"
+    assert away.send(name, key=name).status_code == 202
+    drain(there, client)
+    is_queryable(there, client, name, first)
+
+    spooled = away.send(f"{name}_spooled", key=f"{name}_spooled")
+    again = there.send(of_another_month(f"{name}_again"), key=f"{name}_spooled")
+    assert (spooled.status_code, again.status_code) == (202, 202)
+    assert spooled.json == again.json
+    drain(there, client)
+    is_queryable(there, client, f"{name}_spooled", spooled)
+    assert stored(client, settings, f"{name}_again", "")[0] == 0
+
+    # Of one that was never kept nobody was told, so that another one can come in its place, once it is surely gone.
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(routes, "spool", full)
+    assert away.send(f"{name}_lost", key=f"{name}_lost").status_code == 503
+    assert there.send(f"{name}_instead", key=f"{name}_lost").status_code == 503
+    monkeypatch.setattr(routes, "KEY_PATIENCE", 0)
+    instead = there.send(f"{name}_instead", key=f"{name}_lost")
+    assert instead.status_code == 200
+    is_queryable(there, client, f"{name}_instead", instead)
+
+
+def test_two_contents_of_a_key_at_the_same_time(settings: Settings, tmp_path: Path, client: Client) -> None:
+    sender = Sender(replace(settings, landing_url=str(tmp_path / "landing")))
+    for _ in range(5):
+        name = uuid.uuid4().hex
+        bodies = [batch(name), of_another_month(name)]
+        with ThreadPoolExecutor(2) as pool:
+            answers = list(pool.map(lambda body, key=name: sender.send(body, key=key), bodies))
+        assert {answer.status_code for answer in answers} in ({200}, {200, 503})
+        [import_id] = {answer.json["import_id"] for answer in answers if answer.json and answer.status_code == 200}
+        events, _, quarantined, lines = stored(client, settings, name, import_id)
+        assert events == 3
+        assert events + quarantined == lines
 
 
 def test_a_batch_is_on_disk_before_it_is_acknowledged(away: Sender, monkeypatch: pytest.MonkeyPatch) -> None:

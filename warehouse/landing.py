@@ -629,6 +629,20 @@ def spool(settings: Settings, import_id: str, body: bytes, extension: str) -> st
     return path
 
 
+def spooled_lines(settings: Settings, import_id: str) -> int | None:
+    """The lines of the batch that waits in the spool under an id; None when there is none.
+
+    Raises:
+        OSError: the storage does not answer.
+    """
+    folder = LandingFolder(settings)
+    for extension in TEXT_EXTENSIONS:
+        with suppress(FileNotFoundError):
+            file = folder.file(f"{SPOOL}/{import_id}{extension}")
+            return sum(len(run.lines) for run in read_frames(folder, file))
+    return None
+
+
 def _sync_directory(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
