@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
@@ -22,6 +24,10 @@ from warehouse.connection import connect
 from warehouse.settings import Settings
 
 CONNECT_SECONDS = 2
+# For ClickHouse's own "too slow" to arrive.
+READ_SECONDS = 2
+# What is waited for in turn, at most: a connection, an insert, and two questions what it brought.
+ANSWERS = 4
 # While ClickHouse is away it is asked again once in this time, by one request; the others fail at once.
 RETRY_SECONDS = 1.0
 # Bytes of an answer that are held in memory; the rest of a larger one is on disk.
@@ -120,7 +126,7 @@ class Database:
             database=self._settings.database if self._as_user == self._settings.sql_user else None,
             connect_timeout=CONNECT_SECONDS,
             # Longer than a query may take: ClickHouse's own "too slow" arrives before we hang up.
-            send_receive_timeout=self._max_execution_time + 2,
+            send_receive_timeout=self._max_execution_time + READ_SECONDS,
             # The bytes are passed on as they are, and callers take them uncompressed.
             compress=False,
         )
@@ -140,6 +146,29 @@ class Database:
                 if error.code != SAME_QUERY_ID_IS_RUNNING:
                     raise
                 return work(client, f"{query_id}-{uuid.uuid4().hex}")
+
+    def run_in_time(self, work: Callable[[Client, str], T], query_id: str) -> T:
+        """As ``run``, and given up on when all of it takes too long; `work` then goes on, and nobody waits for it.
+
+        A read that times out ends no answer that comes bit by bit, such as that of a server whose disk hangs: it goes
+        on to tell of its progress.
+        """
+        result: Future[T] = Future()
+        context = contextvars.copy_context()
+
+        def do() -> None:
+            try:
+                result.set_result(context.run(self.run, work, query_id))
+            except BaseException as error:
+                result.set_exception(error)
+
+        threading.Thread(target=do, daemon=True).start()
+        try:
+            return result.result(ANSWERS * (self._max_execution_time + READ_SECONDS))
+        except TimeoutError as error:
+            self._lost_at = time.monotonic()
+            self._client = None
+            raise UnavailableError("ClickHouse does not come to an end.") from error
 
     def fetch(
         self,

@@ -101,7 +101,7 @@ def receive_events() -> Response:
         return import_result(client, settings, import_id) if lines else None
 
     try:
-        result = database.run(ingest, g.request_id)
+        result = database.run_in_time(ingest, g.request_id)
     except Exception:
         # Not the sender's fault, whatever it is: any line can be landed. What answers for ClickHouse may be anything.
         log.warning("spooling", extra={"request_id": g.request_id, "import_id": import_id}, exc_info=True)
@@ -159,7 +159,7 @@ def _of_another_content(import_id: str, content: str) -> Response | None:
         # In this order: it leaves the spool once it can be queried.
         if (lines := spooled_lines(settings, import_id)) is not None:
             return _waits(import_id, lines)
-        result = database.run(lambda client, _: import_result(client, settings, import_id), g.request_id)
+        result = database.run_in_time(lambda client, _: import_result(client, settings, import_id), g.request_id)
         if result.lines:
             return _landed(import_id, result)
         # Its sender was never answered: it is on its way, or was never kept.

@@ -32,7 +32,7 @@ from warehouse.settings import Settings
 # A query may take a second, a connection two; an insert and the question what it brought are two answers to wait for.
 LIMITS = {"MAX_EXECUTION_TIME": 1}
 # Far above what these limits add up to, and far below any default of a library.
-BOUND_SECONDS = 30
+BOUND_SECONDS = 20
 TABLES = ("app_events", "app_events_quarantine", "imports")
 
 
@@ -158,6 +158,18 @@ def answer_with(content: bytes) -> Callable[[bytes, socket.socket], None]:
     return lambda _, client: client.sendall(content)
 
 
+def drip(first: bytes, piece: bytes) -> Callable[[bytes, socket.socket], None]:
+    """An answer that comes too fast for a read to time out, and never ends: of a disk that hangs, for one."""
+
+    def fault(_: bytes, client: socket.socket) -> None:
+        client.sendall(first)
+        while True:
+            time.sleep(0.4)
+            client.sendall(piece)
+
+    return fault
+
+
 FAULTS = {
     "hangs": hang,
     "hangs_up": hang_up,
@@ -167,6 +179,8 @@ FAULTS = {
     "says_ok_to_everything": answer_with(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
     "answers_with_text": answer_with(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n"),
     "breaks_off": answer_with(b"HTTP/1.1 200 OK\r\nContent-Length: 600\r\n\r\n\x03\x01"),
+    "drips_headers": drip(b"HTTP/1.1 200 OK\r\n", b"X-ClickHouse-Progress: {}\r\n"),
+    "drips_its_answer": drip(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n1\r\n"),
     "sends_headers_for_ever": answer_with(b"HTTP/1.1 200 OK\r\n" + b"X-ClickHouse-Progress: {}\r\n" * 3000),
 }
 
