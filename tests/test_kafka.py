@@ -183,6 +183,20 @@ def test_what_is_no_event_is_quarantined_as_it_came_and_stops_nothing(own: Embed
     assert {row[2:] for row in rows} == {(f"kafka: {topic.name}", 0)}
 
 
+def test_what_stands_before_an_event_is_no_part_of_it(own: EmbeddedServer, topic: Topic) -> None:
+    """Line feeds, tabs and a byte order mark, as the other doors pass over them."""
+    client = connect(own.settings)
+    topic.send("\n" + event(), "\r\n\t" + event(), b"\xef\xbb\xbf" + event().encode(), " " + event())
+    topic.send("\n\tno json")
+    until(lambda: topic.committed() == 5)
+    assert topic.account(client) == (5, 4, 1)
+    rows = client.query(
+        "select raw from {database:Identifier}.app_events_quarantine where startsWith(c__import_id, {prefix:String})",
+        parameters={"database": own.settings.database, "prefix": f"kafka-{topic.name}-"},
+    ).result_rows
+    assert rows == [("\n\tno json",)]
+
+
 def test_rows_that_cannot_be_stored_now_are_stored_later(own: EmbeddedServer, topic: Topic) -> None:
     client = connect(own.settings)
     topic.send(event())

@@ -13,13 +13,14 @@ create materialized view {database}.kafka_landing to {database}.landing
 sql security definer
 as
 select
-    line,
+    replaceRegexpOne(message.line, '^(\\xEF\\xBB\\xBF)?[ \\t\\r\\n]*', '') as line,
+    if(line = message.line, '', message.line) as raw,
     concat(
         'kafka-', _topic, '-', toString(_partition), '-', toString(toYYYYMMDD(ifNull(_timestamp, 0), 'UTC'))
     ) as import_id,
     _offset + 1 as line_number,
     concat('kafka: ', _topic) as source
-from {database}.kafka_messages
+from {database}.kafka_messages as message
 """
 
 
