@@ -211,6 +211,8 @@ def test_a_rollup_of_another_layout_is_emptied(client: Client, settings: Setting
 
 
 def test_what_cannot_be_erased_says_why(client: Client, settings: Settings) -> None:
+    land(client, settings, uuid.uuid4().hex, "http", frames([json.dumps(event("nobody")).encode()]))
+
     def error(kind: str, **arguments: object) -> str:
         job = do_now(client, settings, kind, arguments)
         assert job.status == "error"

@@ -22,7 +22,7 @@ from warehouse import jobs
 from warehouse.connection import connect
 from warehouse.framing import frames
 from warehouse.jobs import Interrupted, Job, do_jobs, do_now
-from warehouse.landing import ingest, land, spool
+from warehouse.landing import UPLOADS, ingest, land
 from warehouse.schema import apply_schema
 from warehouse.settings import Settings, SettingsError
 
@@ -93,8 +93,9 @@ def test_an_import_is_followed_by_its_id(api: Client, client: Client, settings: 
     assert (found["status"], found["lines"]) == ("working", 1)
     # A file that cannot be read ends in an error, by the id in its name.
     folder = replace(settings, landing_url=str(tmp_path))
-    path = Path(tmp_path, spool(folder, import_id, b"", ".json"))
-    path.rename(path.with_suffix(".parquet"))
+    path = Path(tmp_path, UPLOADS, f"{import_id}.parquet")
+    path.parent.mkdir()
+    path.write_bytes(b"no Parquet")
     assert [outcome.state for outcome in ingest(client, folder)] == ["set aside"]
     found = result(api, settings, import_id)
     assert found["status"] == "error"
