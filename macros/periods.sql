@@ -34,15 +34,17 @@ toStartOfHour({{ time }}), {{ day_of(time) }}{% if lengths == 3 %}, {{ month_of(
 [{{ day_of(period) }}, {% if lengths == 3 %}{{ month_of(period) }}, {% endif %}{{ all_time() }}][toSecond({{ period }}) + 1]
 {%- endmacro %}
 
-{% macro periods_compared(built, lengths) %}
-    {#- One row per period: what app_events holds of it now, and what its row in the relation `built` was built from. -#}
+{% macro stale_periods(built, lengths, sql_now) %}
+    {#-
+        One row per stale period: what app_events holds of it now, and what its row in the relation `built` was built from;
+        no rows when other SQL built it.
+    -#}
     select
         period,
         sum(rows_now) as rows_now,
         sum(fingerprint_now) as fingerprint_now,
         sum(rows_built) as rows_built,
-        sum(fingerprint_built) as fingerprint_built,
-        sum(built_by) as built_by
+        sum(fingerprint_built) as fingerprint_built
     from
     (
         select
@@ -50,8 +52,7 @@ toStartOfHour({{ time }}), {{ day_of(time) }}{% if lengths == 3 %}, {{ month_of(
             input_rows as rows_now,
             input_fingerprint as fingerprint_now,
             0 as rows_built,
-            0 as fingerprint_built,
-            0 as built_by
+            0 as fingerprint_built
         from
         (
             {#- Must be grouped by toStartOfHour(event_time): then the projection content_by_hour answers it. #}
@@ -70,18 +71,13 @@ toStartOfHour({{ time }}), {{ day_of(time) }}{% if lengths == 3 %}, {{ month_of(
             period,
             0 as rows_now,
             0 as fingerprint_now,
-            input_rows as rows_built,
-            input_fingerprint as fingerprint_built,
-            built_by
+            input_rows * (built_by = {{ sql_now }}) as rows_built,
+            input_fingerprint as fingerprint_built
         from {{ built }} final
         {% endif %}
     )
     group by period
-{% endmacro %}
-
-{% macro stale_periods(built, lengths, sql_now) %}
-    {{ periods_compared(built, lengths) }}
-    having (rows_now, fingerprint_now, {{ sql_now }}) != (rows_built, fingerprint_built, built_by)
+    having (rows_now, fingerprint_now) != (rows_built, fingerprint_built)
 {% endmacro %}
 
 {% macro sql_hash(rollup, parts_of_events) -%}
