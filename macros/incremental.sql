@@ -19,12 +19,7 @@
         {% call statement('main') %}
             {{ get_create_table_as_sql(False, filled_relation, sql) }}
         {% endcall %}
-        {% if existing_relation %}
-            {% do exchange_tables_atomic(filled_relation, target_relation) %}
-            {% do adapter.drop_relation(filled_relation) %}
-        {% else %}
-            {% do adapter.rename_relation(filled_relation, target_relation) %}
-        {% endif %}
+        {% do put_in_place(filled_relation, target_relation, existing_relation) %}
     {% endif %}
     {% do persist_docs(target_relation, model) %}
     {{ run_hooks(post_hooks) }}
@@ -52,4 +47,14 @@
         ~ "settings print_pretty_type_names = 0"
     ) -%}
     {{ return(same.rows[0][0] == 1) }}
+{% endmacro %}
+
+{% macro put_in_place(filled_relation, target_relation, existing_relation) %}
+{#- Give a table that is filled its name, at once, and drop the one that had it. -#}
+    {%- if existing_relation -%}
+        {%- do exchange_tables_atomic(filled_relation, target_relation) -%}
+        {%- do adapter.drop_relation(filled_relation) -%}
+    {%- else -%}
+        {%- do adapter.rename_relation(filled_relation, target_relation) -%}
+    {%- endif -%}
 {% endmacro %}

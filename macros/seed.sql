@@ -34,12 +34,7 @@
     {% if rows %}
         {% do adapter.add_query('insert into ' ~ filled_relation ~ ' format CSV\n' ~ rows, bindings=seed, abridge_sql_log=True) %}
     {% endif %}
-    {% if existing_relation %}
-        {% do exchange_tables_atomic(filled_relation, target_relation) %}
-        {% do adapter.drop_relation(filled_relation) %}
-    {% else %}
-        {% do adapter.rename_relation(filled_relation, target_relation) %}
-    {% endif %}
+    {% do put_in_place(filled_relation, target_relation, existing_relation) %}
     {% call noop_statement('main', 'INSERT ' ~ seed.rows | length, 'INSERT', seed.rows | length) %}{% endcall %}
     {% do persist_docs(target_relation, model) %}
     {{ run_hooks(post_hooks) }}
