@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,14 +100,23 @@ def environment(data_dir: Path) -> dict[str, str]:
     }
 
 
+@contextmanager
+def own_server(data_dir: Path) -> Iterator[EmbeddedServer]:
+    """An embedded ClickHouse with the schema applied."""
+    server = EmbeddedServer(environment(data_dir))
+    server.start()
+    try:
+        apply_schema(server.settings)
+        yield server
+    finally:
+        server.stop()
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     """The session's embedded ClickHouse; tests that kill a server start one of their own."""
-    server = EmbeddedServer(environment(tmp_path_factory.mktemp("warehouse")))
-    server.start()
-    apply_schema(server.settings)
-    yield server
-    server.stop()
+    with own_server(tmp_path_factory.mktemp("warehouse")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from clickhouse_connect.driver.client import Client
-from conftest import EmbeddedServer, environment
+from conftest import EmbeddedServer, own_server
 
 from warehouse.connection import connect
 from warehouse.deduplication import forget_lost_inserts
@@ -20,13 +20,10 @@ from warehouse.schema import apply_schema
 
 
 @pytest.fixture(scope="module")
-def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+def first_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     """Of this module's own, since its first life matters."""
-    server = EmbeddedServer(environment(tmp_path_factory.mktemp("deduplication")))
-    server.start()
-    apply_schema(server.settings)
-    yield server
-    server.stop()
+    with own_server(tmp_path_factory.mktemp("deduplication")) as server:
+        yield server
 
 
 def send(server: EmbeddedServer, import_id: str) -> None:
@@ -46,45 +43,45 @@ def stored(server: EmbeddedServer, import_id: str) -> tuple[int, int, int]:
     return client.query(sql, parameters={"id": import_id}).result_rows[0]
 
 
-def test_what_was_sent_before_a_restart_is_recognised_after_it(own_server: EmbeddedServer) -> None:
+def test_what_was_sent_before_a_restart_is_recognised_after_it(first_server: EmbeddedServer) -> None:
     """In the life in which the tables were made, after a restart, and after the schema was applied again."""
-    send(own_server, "first_life")
-    own_server.stop(signal.SIGTERM)
-    own_server.start()
-    send(own_server, "first_life")
-    send(own_server, "second_life")
-    apply_schema(own_server.settings)
-    send(own_server, "second_life")
-    own_server.stop(signal.SIGKILL)
-    own_server.start()
+    send(first_server, "first_life")
+    first_server.stop(signal.SIGTERM)
+    first_server.start()
+    send(first_server, "first_life")
+    send(first_server, "second_life")
+    apply_schema(first_server.settings)
+    send(first_server, "second_life")
+    first_server.stop(signal.SIGKILL)
+    first_server.start()
     for import_id in ("first_life", "second_life"):
-        send(own_server, import_id)
-        assert stored(own_server, import_id) == (1, 1, 2)
+        send(first_server, import_id)
+        assert stored(first_server, import_id) == (1, 1, 2)
 
 
-def test_an_insert_that_was_killed_before_its_rows_were_stored_can_be_sent_again(own_server: EmbeddedServer) -> None:
+def test_an_insert_that_was_killed_before_its_rows_were_stored_can_be_sent_again(first_server: EmbeddedServer) -> None:
     """What a kill between the record of the token and the part leaves on disk: the record, and no part."""
     tables = ("app_events", "app_events_quarantine", "imports")
     imports = [f"torn_{table}" for table in tables]
-    client = connect(own_server.settings)
+    client = connect(first_server.settings)
     parts = []
     for table, import_id in zip(tables, imports, strict=True):
         client.command("system stop merges")  # the newest part is then the last insert's
-        send(own_server, import_id)
+        send(first_server, import_id)
         parts += client.query(
             "select path from system.parts where database = {database:String} and table = {table:String} "
             "and active order by max_block_number desc limit 1",
-            parameters={"database": own_server.settings.database, "table": table},
+            parameters={"database": first_server.settings.database, "table": table},
         ).result_rows
-    own_server.stop(signal.SIGKILL)
+    first_server.stop(signal.SIGKILL)
     for (path,) in parts:
         shutil.rmtree(path)
-    own_server.start()
+    first_server.start()
     for import_id in imports:
-        assert stored(own_server, import_id) != (1, 1, 2), "the part removed was another insert's"
+        assert stored(first_server, import_id) != (1, 1, 2), "the part removed was another insert's"
     for import_id in [*imports, *imports]:
-        send(own_server, import_id)
-        assert stored(own_server, import_id) == (1, 1, 2)
+        send(first_server, import_id)
+        assert stored(first_server, import_id) == (1, 1, 2)
 
 
 def test_only_records_without_a_part_are_forgotten(tmp_path: Path) -> None:

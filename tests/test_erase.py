@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from clickhouse_connect.driver.client import Client
-from conftest import Dbt, EmbeddedServer, environment
+from conftest import Dbt, EmbeddedServer, own_server
 from erasure import account, command, event, killed, put
 from exactness import Warehouse, everything
 
@@ -36,7 +36,6 @@ from warehouse.framing import frames
 from warehouse.jobs import Job, do_jobs, do_now
 from warehouse.landing import LandingFolder, Outcome, Unfinished, ingest, land, read_frames, spool, waiting_files
 from warehouse.rewriting import erase_lines
-from warehouse.schema import apply_schema
 from warehouse.settings import Settings
 
 
@@ -367,11 +366,8 @@ def test_an_erasure_that_is_killed_is_finished_by_whoever_comes_next(
 
 def test_what_comes_after_a_kill_cannot_keep_an_erasure_from_its_end(tmp_path: Path) -> None:
     """The account tells of it already, so it has to be done, also where the condition fails for what came later."""
-    server = EmbeddedServer(environment(tmp_path))
-    server.start()
-    try:
+    with own_server(tmp_path) as server:
         settings = server.settings
-        apply_schema(settings)
         client = connect(settings)
         content = "\n".join(map(json.dumps, [event("1"), event("2"), event("1", event_time="no")])).encode()
         land(client, settings, "before", "http", frames([content]))
@@ -387,8 +383,6 @@ def test_what_comes_after_a_kill_cannot_keep_an_erasure_from_its_end(tmp_path: P
         job = do_now(client, settings, "delete_data", {"delete_condition": "toUInt64(user_id) = 2"})
         assert "Cannot parse" in job.error
         account(client, settings, "before")
-    finally:
-        server.stop()
 
 
 def test_values_leave_the_rollups_and_every_endpoint_is_right_at_once(
@@ -803,11 +797,8 @@ def test_nothing_is_erased_while_a_file_is_not_known_to_be_complete(client: Clie
 
 
 def test_truncating_leaves_nothing_but_the_account(tmp_path: Path) -> None:
-    server = EmbeddedServer(environment(tmp_path))
-    server.start()
-    try:
+    with own_server(tmp_path) as server:
         settings = server.settings
-        apply_schema(settings)
         client = connect(settings)
         content = (json.dumps(event("u")) + "\n{}\nx").encode()
         land(client, settings, "first", "http", frames([content]))
@@ -825,5 +816,3 @@ def test_truncating_leaves_nothing_but_the_account(tmp_path: Path) -> None:
         for name in ("first", "second"):
             land(client, settings, name, "http", frames([content]))
             assert account(client, settings, name)["erased"] == 3
-    finally:
-        server.stop()

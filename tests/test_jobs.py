@@ -15,7 +15,7 @@ import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 from clickhouse_connect.driver.httpclient import HttpClient
-from conftest import EmbeddedServer, environment
+from conftest import EmbeddedServer, own_server
 from erasure import account, event
 
 from warehouse import jobs
@@ -23,7 +23,6 @@ from warehouse.connection import connect
 from warehouse.framing import frames
 from warehouse.jobs import Interrupted, Job, do_jobs, do_now
 from warehouse.landing import UPLOADS, ingest, land
-from warehouse.schema import apply_schema
 from warehouse.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -39,11 +38,8 @@ def api(settings: Settings) -> Client:
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     """A ClickHouse that a test may empty."""
-    server = EmbeddedServer(environment(tmp_path_factory.mktemp("jobs")))
-    server.start()
-    apply_schema(server.settings)
-    yield server
-    server.stop()
+    with own_server(tmp_path_factory.mktemp("jobs")) as server:
+        yield server
 
 
 def ask(api: Client, settings: Settings, kind: str, **arguments: object) -> str:

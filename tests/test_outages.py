@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from clickhouse_connect.driver.client import Client
-from conftest import EmbeddedServer, environment
+from conftest import EmbeddedServer, own_server
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
@@ -26,7 +26,6 @@ from serve.app import create_app
 from warehouse import landing
 from warehouse.connection import admin_token, connect
 from warehouse.landing import ingest
-from warehouse.schema import apply_schema
 from warehouse.settings import Settings
 
 # A query may take a second, a connection two; an insert and the question what it brought are two answers to wait for.
@@ -226,11 +225,8 @@ def test_an_insert_whose_answer_was_lost_is_not_counted_again(proxied: tuple[Sen
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     """A ClickHouse that is stopped, slowed down and killed."""
-    server = EmbeddedServer(environment(tmp_path_factory.mktemp("outages")))
-    server.start()
-    apply_schema(server.settings)
-    yield server
-    server.stop()
+    with own_server(tmp_path_factory.mktemp("outages")) as server:
+        yield server
 
 
 @pytest.fixture
