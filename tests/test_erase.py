@@ -224,6 +224,21 @@ def test_what_cannot_be_erased_says_why(client: Client, settings: Settings) -> N
     assert "names nothing" in error("replay", condition="nothing = 1")
 
 
+def test_as_many_users_at_once_as_a_condition_takes(client: Client, folder: Settings) -> None:
+    users = [f"u{uuid.uuid4().hex}" for _ in range(1_000)]
+    put(folder, "a.ndjson", "\n".join(json.dumps(event(user)) for user in users).encode())
+    put(folder, "b.ndjson", json.dumps(event(users[0])).encode()[:-5])
+
+    def erase(number: int) -> Job:
+        condition = f"user_id in ({', '.join(map(repr, users[:number]))})"
+        return do_now(client, folder, "delete_data", {"delete_condition": condition})
+
+    assert "it takes at most 25,000" in erase(1_000).error
+    job = erase(650)
+    assert job.status == "done", job.error
+    assert (job.status, job.statistics["app_events"], job.statistics["landing_folder"]) == ("done", 650, 651)
+
+
 FORMATS = {
     ".ndjson": lambda events: b"\n" + b"\n".join(json.dumps(event).encode() for event in events),
     ".jsonl": lambda events: b"".join(json.dumps(event, indent=1).encode() + b"\r\n" for event in events),
