@@ -10,7 +10,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
@@ -20,6 +19,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 from clickhouse_connect.driver.external import ExternalData
 from urllib3.exceptions import HTTPError
 
+from warehouse.background import in_background
 from warehouse.connection import connect
 from warehouse.settings import Settings
 
@@ -153,16 +153,8 @@ class Database:
         A read that times out ends no answer that comes bit by bit, such as that of a server whose disk hangs: it goes
         on to tell of its progress.
         """
-        result: Future[T] = Future()
         context = contextvars.copy_context()
-
-        def do() -> None:
-            try:
-                result.set_result(context.run(self.run, work, query_id))
-            except BaseException as error:
-                result.set_exception(error)
-
-        threading.Thread(target=do, daemon=True).start()
+        result = in_background(lambda: context.run(self.run, work, query_id))
         try:
             return result.result(ANSWERS * (self._max_execution_time + READ_SECONDS))
         except TimeoutError as error:

@@ -12,10 +12,8 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +24,7 @@ import dotenv
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
+from warehouse.background import in_background
 from warehouse.connection import admin_token, connect
 from warehouse.landing import LandingFolder
 from warehouse.preflight import StartError, check_clickhouse, check_landing, check_ports, clickhouse_url, data_folder
@@ -204,15 +203,7 @@ class Supervisor:
         Raises:
             Stop: a signal came; the call goes on, and nobody waits for it.
         """
-        result: Future[T] = Future()
-
-        def do() -> None:
-            try:
-                result.set_result(work())
-            except BaseException as error:
-                result.set_exception(error)
-
-        threading.Thread(target=do, daemon=True).start()
+        result = in_background(work)
         while not result.done():
             self.pause(0.02)
         return result.result()
